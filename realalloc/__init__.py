@@ -1,0 +1,91 @@
+"""The Linux kernel's memory stack in user space, for Python: buddy, slab, kmalloc, vmalloc, mempool over real memory.
+
+``import realalloc`` is cheap: numba is imported when the first name that needs it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from realalloc.errors import ArenaClosed, CorruptionError, InvalidFree, OutOfMemory
+from realalloc.gfp import (
+    GFP_ATOMIC,
+    GFP_DIRECT_RECLAIM,
+    GFP_DMA,
+    GFP_HIGH,
+    GFP_KERNEL,
+    GFP_KSWAPD_RECLAIM,
+    GFP_NOFS,
+    GFP_NOIO,
+    GFP_NORETRY,
+    GFP_NOWAIT,
+    GFP_NOWARN,
+    GFP_RECLAIM,
+    GFP_ZERO,
+)
+
+if TYPE_CHECKING:
+    from realalloc.arena import Arena, Pages, default_arena
+    from realalloc.cache import KmemCache
+    from realalloc.mempool import MemPool
+    from realalloc.objectpool import ObjectPool
+    from realalloc.views import CacheStats, PoolStats, Stats
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Arena": "realalloc.arena",
+    "Pages": "realalloc.arena",
+    "default_arena": "realalloc.arena",
+    "KmemCache": "realalloc.cache",
+    "MemPool": "realalloc.mempool",
+    "ObjectPool": "realalloc.objectpool",
+    "CacheStats": "realalloc.views",
+    "PoolStats": "realalloc.views",
+    "Stats": "realalloc.views",
+}
+
+__all__ = [
+    "GFP_ATOMIC",
+    "GFP_DIRECT_RECLAIM",
+    "GFP_DMA",
+    "GFP_HIGH",
+    "GFP_KERNEL",
+    "GFP_KSWAPD_RECLAIM",
+    "GFP_NOFS",
+    "GFP_NOIO",
+    "GFP_NORETRY",
+    "GFP_NOWAIT",
+    "GFP_NOWARN",
+    "GFP_RECLAIM",
+    "GFP_ZERO",
+    "Arena",
+    "ArenaClosed",
+    "CacheStats",
+    "CorruptionError",
+    "InvalidFree",
+    "KmemCache",
+    "MemPool",
+    "ObjectPool",
+    "OutOfMemory",
+    "Pages",
+    "PoolStats",
+    "Stats",
+    "default_arena",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is first used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'realalloc' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List lazy names too."""
+    return sorted([*globals(), *_LAZY])

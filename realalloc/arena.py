@@ -1,0 +1,519 @@
+"""The arena: one reserved range, and the kernel's verbs on it for Python.
+
+Arguments are checked here once, status codes become exceptions here once. ``kmalloc`` with one int is machine code and
+falls into ``_kmalloc`` for everything else; a block that is taken is leased before the next bytecode runs.
+Invariant: the gate word is the arena's base while it is open and 0 afterwards; every builtin looks at it first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from realalloc import views
+from realalloc.cache import KmemCache
+from realalloc.errors import ArenaClosed, CorruptionError, InvalidFree, OutOfMemory, describe_broken
+from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
+from realalloc.lease import (
+    TAG_LINGERS,
+    VERB_CACHE,
+    VERB_KMALLOC,
+    VERB_MASK,
+    VERB_NONE,
+    VERB_PAGES,
+    VERB_RUN,
+    VERB_VMALLOC,
+    exporter_of,
+    factory,
+    make_context,
+    pin,
+    release_handle,
+    set_length,
+    unpin,
+)
+from realalloc.memory import Memory
+from realalloc.mempool import MemPool, make_pool
+from realalloc.mm import layout
+from realalloc.mm.atomic import hold, let_go
+from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
+from realalloc.mm.kmem_cache import validate_caches
+from realalloc.mm.mempool import after_fork, validate_pools, wake_pools
+from realalloc.mm.buddy import set_limit, validate_buddy
+from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from realalloc.progress import compile_progress
+from realalloc.sizes import as_bytes, as_gfp, as_int, format_bytes
+from realalloc.views import Stats
+
+MIN_BYTES = 256 << 10
+ZERO_SIZE_OFFSET = 16  # the kernel's ZERO_SIZE_PTR: inside the header, never a block
+MAX_BYTES = 4 << 40
+HUGE = {"auto": layout.HUGE_AUTO, True: layout.HUGE_ALWAYS, False: layout.HUGE_NEVER}
+
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+_held: list[Any] = []
+_default: list[Arena] = []
+_default_lock = threading.Lock()
+
+
+class Pages:
+    """A block of contiguous pages: ``pfn``, ``order`` (None for a run), ``offset``, ``address`` and its ``view``.
+
+    The view is the lease: the pages go back when it, and every view made from it, is gone.
+    """
+
+    __slots__ = ("address", "offset", "order", "pfn", "view")
+
+    def __init__(self, view: memoryview, order: int | None) -> None:
+        """Wrap a leased view of pages."""
+        exporter: Any = view.obj
+        self.view = view
+        self.order = order
+        self.offset: int = exporter.offset
+        self.pfn = self.offset >> layout.PAGE_SHIFT
+        self.address: int = exporter.base + self.offset
+
+    def __repr__(self) -> str:
+        """Say which pages."""
+        return f"<Pages pfn={self.pfn} order={self.order} address={self.address:#x}>"
+
+
+def _refuse_unsupported() -> None:
+    reason = None
+    if sys.platform != "linux":
+        reason = f"Linux, not {sys.platform}"
+    elif sys.implementation.name != "cpython":
+        reason = f"CPython, not {sys.implementation.name}"
+    elif not getattr(sys, "_is_gil_enabled", lambda: True)():
+        reason = "a CPython with the GIL; free-threaded builds are not supported"
+    elif ctypes.pythonapi.PyInterpreterState_GetID(ctypes.c_void_p(_interpreter())) != 0:
+        reason = "the main interpreter; subinterpreters are not supported"
+    if reason is not None:
+        raise RuntimeError(f"realalloc needs {reason}")
+
+
+def _interpreter() -> int:
+    ctypes.pythonapi.PyInterpreterState_Get.restype = ctypes.c_void_p
+    return ctypes.pythonapi.PyInterpreterState_Get() or 0
+
+
+class Arena:
+    """Memory reserved once and handed out as memoryviews. See DESIGN in ``docs/architecture.md``.
+
+    ``size``: bytes, or text such as ``"1GiB"``; metadata included. Keyword-only:
+    ``limit``: bytes that the page area may ever make resident; ``set_limit`` moves it.
+    ``max_order``: the largest buddy block is ``4096 << max_order``.
+    ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing.
+    ``prefault``: make all pages resident now. ``lock``: bytes of the locked zone (GFP_DMA), mlocked and prefaulted.
+    ``debug``: letters of the kernel's slab_debug; only ``F`` (exact double-free checks) exists, and is always on.
+
+    Raises ValueError or TypeError for bad arguments, OutOfMemory where the system refuses, RuntimeError on a platform
+    that is not supported.
+    """
+
+    def __init__(
+        self,
+        size: int | str,
+        *,
+        limit: int | str | None = None,
+        max_order: int = 10,
+        huge_pages: bool | str = "auto",
+        prefault: bool = False,
+        lock: int | str = 0,
+        debug: str = "",
+    ) -> None:
+        """Reserve the range and lay it out."""
+        _refuse_unsupported()
+        nbytes = as_bytes(size, "size", MIN_BYTES) & -layout.PAGE_BYTES
+        if nbytes > MAX_BYTES:
+            raise ValueError(f"size must be at most {format_bytes(MAX_BYTES)}, not {format_bytes(nbytes)}")
+        order = as_int(max_order, "max_order", 0, layout.MAX_MAX_ORDER)
+        if isinstance(huge_pages, int) and not isinstance(huge_pages, bool) or huge_pages not in HUGE:
+            raise ValueError(f"huge_pages must be 'auto', True or False, not {huge_pages!r}")
+        if set(debug) - {"F"}:
+            raise ValueError(f"debug={debug!r}: only 'F' exists in this version")
+        bound = None if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES)
+        plan = layout.plan(nbytes, order, as_bytes(lock, "lock"), bound)
+        if plan.dma_end_pfn >= plan.end_pfn:
+            raise ValueError(f"a locked zone of {lock} leaves nothing of an arena of {format_bytes(nbytes)}")
+        with compile_progress():
+            self._leases = factory()
+            self._memory = self._map(plan, HUGE[huge_pages], prefault=bool(prefault))
+        self._size = nbytes
+        self._base = self._memory.address
+        self._gate = (ctypes.c_int64 * 1)(self._base)
+        context = make_context(self._gate, 0, 0, 0)
+        self.kmalloc: Callable[..., memoryview] = self._leases.bind_kmalloc(context, self._kmalloc)
+        _arenas.add(self)
+
+    def _map(self, plan: layout.Plan, huge: int, *, prefault: bool) -> Memory:
+        page = layout.PAGE_BYTES
+        locked = (plan.meta_pages * page, (plan.dma_end_pfn - plan.meta_pages) * page)
+        knob = "the address space (ulimit -v, vm.overcommit_memory)"
+        try:
+            memory = Memory(plan.total_bytes, plan.align_bytes, plan.window_start_bytes)
+            memory.advise_huge(0, plan.window_start_bytes, wanted=huge == layout.HUGE_ALWAYS)
+            memory.advise_huge(0, plan.meta_pages * page, wanted=False)
+            if locked[1]:
+                knob = f"RLIMIT_MEMLOCK (ulimit -l) for lock={locked[1]}"
+                memory.lock(*locked)
+            knob = "memory for prefault=True"
+            if prefault:
+                memory.commit(plan.meta_pages * page, (plan.end_pfn - plan.meta_pages) * page)
+        except OSError as error:
+            raise OutOfMemory(
+                f"cannot reserve {format_bytes(plan.total_bytes)}: {error.strerror}; raise {knob}"
+            ) from None
+        layout.format_words(memory.words, plan, huge)
+        create_classes(memory.words)
+        pin(memory.words, memory.mapping)
+        return memory
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._gate[0] == 0
+
+    @property
+    def address(self) -> int:
+        """Address of offset 0."""
+        return self._base
+
+    @property
+    def size(self) -> int:
+        """Bytes of the arena, metadata included."""
+        return self._size
+
+    @property
+    def words(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The whole range, vmalloc window included, as ``int64[::1]``: the first argument of every jit verb.
+
+        It keeps the range mapped while it lives. What is read or written through it is the caller's own business.
+        """
+        self._check_open()
+        return self._memory.words
+
+    def _check_open(self) -> None:
+        if self._gate[0] == 0:
+            raise ArenaClosed("the arena is closed")
+
+    def close(self) -> None:
+        """Refuse new allocations and unmap the range, at once or when its last lease dies. Idempotent.
+
+        Warns (ResourceWarning) with a list of what is still out.
+        """
+        if self._gate[0] == 0:
+            return
+        words = self._memory.words
+        live = int(words[layout.H_LEASES])
+        report = views.leases_report(words) if live else ""
+        words[layout.H_CLOSED] = 1
+        self._gate[0] = 0
+        _arenas.discard(self)
+        wake_pools(words)
+        unpin(words)
+        del self._memory
+        if live:
+            warnings.warn(f"arena closed with {live} live leases: {report}", ResourceWarning, stacklevel=2)
+
+    def __enter__(self) -> Self:
+        """Return the arena."""
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Close what nobody closed, and say so, as files and sockets do."""
+        if getattr(self, "_memory", None) is not None and not sys.is_finalizing():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        """Show used and limit."""
+        if self._gate[0] == 0:
+            return "<Arena closed>"
+        used = int(self._memory.words[layout.H_ALLOCATED_PAGES]) << layout.PAGE_SHIFT
+        return f"<Arena {format_bytes(used)} of {format_bytes(self._size)} at {self._base:#x}>"
+
+    # -- taking and freeing ---------------------------------------------------------------------------------------------
+
+    def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
+        """Allocate and lease in one step, or raise what the status means."""
+        self._check_open()
+        found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
+        if type(found) is memoryview:
+            return found
+        raise self._out_of_memory(what, gfp)
+
+    def _out_of_memory(self, what: str, gfp: int) -> OutOfMemory:
+        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp)}")
+
+    def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:
+        """Return the exporter of a handle that may be freed by one of ``verbs``; InvalidFree otherwise."""
+        if not isinstance(view, memoryview):
+            raise TypeError(f"{verb_name} takes the memoryview that was handed out, not {type(view).__name__}")
+        self._check_open()
+        exporter = exporter_of(view)
+        if exporter is None or exporter.base != self._base:
+            raise InvalidFree(f"{verb_name}: not a live buffer of this arena (freed already, or foreign)")
+        whole = view.format == "B" and view.ndim == 1 and view.contiguous and view.nbytes == exporter.length
+        if not whole or exporter.tag & TAG_LINGERS:
+            raise InvalidFree(f"{verb_name}: a slice or a view of a freed block, not the buffer that was handed out")
+        if exporter.tag & VERB_MASK not in verbs:
+            raise InvalidFree(f"{verb_name}: the buffer came from another allocator; free it there")
+        return exporter
+
+    def _release(self, view: memoryview, verbs: tuple[int, ...], verb_name: str) -> None:
+        release_handle(view, self._live(view, verbs, verb_name), self._memory.words)
+
+    def _kmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        nbytes = as_int(size, "size")
+        flags = as_gfp(gfp)
+        if nbytes == 0:
+            return self._take("kmalloc(0)", VERB_NONE, ZERO_SIZE_OFFSET, flags, 0)
+        return self._take(f"kmalloc({nbytes})", VERB_KMALLOC, nbytes, flags, nbytes)
+
+    def kzalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        """Allocate ``size`` bytes that read as zero."""
+        return self._kmalloc(size, as_gfp(gfp) | GFP_ZERO)
+
+    def kcalloc(self, n: int, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        """Allocate ``n * size`` bytes that read as zero; a product that overflows is OutOfMemory, as in the kernel."""
+        count, each = as_int(n, "n"), as_int(size, "size")
+        if count * each >= 1 << 63:
+            raise self._out_of_memory(f"kcalloc({count}, {each}) overflows", as_gfp(gfp))
+        return self._kmalloc(count * each, as_gfp(gfp) | GFP_ZERO)
+
+    def kfree(self, buf: memoryview | None) -> None:
+        """Free a buffer of the kmalloc family, of :meth:`vmalloc` or of a cache; None is ignored.
+
+        The handle is released; the block returns when its last other view is gone. InvalidFree if it is not a live
+        buffer of this arena; BufferError, with nothing changed, while a consumer holds an export of this very view.
+        """
+        if buf is not None:
+            self._release(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC, VERB_CACHE), "kfree")
+
+    kvfree = kfree
+
+    def ksize(self, buf: memoryview) -> int:
+        """Return the usable bytes of the block behind a live buffer, 0 for a zero-size one."""
+        verbs = (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC, VERB_CACHE, VERB_PAGES, VERB_RUN)
+        exporter = self._live(buf, verbs, "ksize")
+        return 0 if exporter.tag & VERB_MASK == VERB_NONE else int(ksize(self._memory.words, exporter.offset))
+
+    def krealloc(self, buf: memoryview | None, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        """Return a buffer of ``size`` bytes that begins with the old contents; the old handle is dead.
+
+        The same block if ``size`` fits it, else a new one and ``min(old, new)`` bytes copied. On failure the old buffer
+        is untouched. None allocates; size 0 frees and returns a zero-size buffer.
+        """
+        nbytes = as_int(size, "size")
+        if buf is None:
+            return self._kmalloc(nbytes, gfp)
+        exporter = self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC), "krealloc")
+        old = exporter.length
+        if 0 < nbytes <= self.ksize(buf):
+            set_length(exporter, nbytes)
+            fresh = memoryview(exporter)
+            try:
+                buf.release()
+            except BufferError:
+                fresh.release()
+                set_length(exporter, old)
+                raise
+            if as_gfp(gfp) & GFP_ZERO and nbytes > old:
+                fresh[old:] = bytes(nbytes - old)
+            return fresh
+        fresh = self._kmalloc(nbytes, gfp)
+        copied = min(old, nbytes)
+        fresh[:copied] = buf[:copied]
+        self.kfree(buf)
+        return fresh
+
+    def kfree_sensitive(self, buf: memoryview | None) -> None:
+        """Zero a buffer, then free it."""
+        if buf is not None:
+            self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC, VERB_CACHE), "kfree_sensitive")
+            buf[:] = bytes(buf.nbytes)
+            self.kfree(buf)
+
+    def vmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        """Allocate whole pages, contiguous in addresses only, with a guard page behind; ``size`` > 0."""
+        nbytes = as_int(size, "size", 1)
+        return self._take(f"vmalloc({nbytes})", VERB_VMALLOC, nbytes, as_gfp(gfp), nbytes)
+
+    def vzalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        """Allocate like :meth:`vmalloc`, reading as zero."""
+        return self.vmalloc(size, as_gfp(gfp) | GFP_ZERO)
+
+    def vfree(self, buf: memoryview | None) -> None:
+        """Free a buffer of :meth:`vmalloc`; None is ignored."""
+        if buf is not None:
+            self._release(buf, (VERB_VMALLOC,), "vfree")
+
+    def kvmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
+        """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page."""
+        nbytes = as_int(size, "size")
+        try:
+            return self._kmalloc(nbytes, gfp)
+        except OutOfMemory:
+            if nbytes <= layout.PAGE_BYTES:
+                raise
+            return self.vmalloc(nbytes, gfp)
+
+    # -- pages ------------------------------------------------------------------------------------------------------------
+
+    def alloc_pages(self, order: int, gfp: int = GFP_KERNEL) -> Pages:
+        """Allocate ``1 << order`` contiguous pages, aligned to their size; ValueError above ``max_order``."""
+        self._check_open()
+        k = as_int(order, "order", 0, int(self._memory.words[layout.H_MAX_ORDER]))
+        nbytes = layout.PAGE_BYTES << k
+        return Pages(self._take(f"alloc_pages(order={k})", VERB_PAGES, k, as_gfp(gfp), nbytes), k)
+
+    def alloc_pages_exact(self, size: int, gfp: int = GFP_KERNEL) -> Pages:
+        """Allocate contiguous pages for ``size`` bytes, any number of them, also beyond the largest block."""
+        pages = -(-as_int(size, "size", 1) // layout.PAGE_BYTES)
+        what = f"alloc_pages_exact({size})"
+        return Pages(self._take(what, VERB_RUN, pages, as_gfp(gfp), pages * layout.PAGE_BYTES), None)
+
+    def alloc_pages_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[Pages]:
+        """Allocate up to ``n`` single pages: as many as there are, as in the kernel."""
+        made: list[Pages] = []
+        for _ in range(as_int(n, "n")):
+            try:
+                made.append(self.alloc_pages(0, gfp))
+            except OutOfMemory:
+                break
+        return made
+
+    def free_pages(self, pages: Pages) -> None:
+        """Free pages; the view is released. InvalidFree if they were freed before."""
+        if not isinstance(pages, Pages):
+            raise TypeError(f"free_pages takes Pages, not {type(pages).__name__}")
+        self._release(pages.view, (VERB_PAGES, VERB_RUN), "free_pages")
+
+    # -- caches and pools ---------------------------------------------------------------------------------------------------
+
+    def kmem_cache(
+        self, name: str, size: int, *, align: int = 8, ctor: Callable[[memoryview], object] | None = None, gfp: int = 0
+    ) -> KmemCache:
+        """Create a cache of objects of ``size`` bytes; see :class:`realalloc.cache.KmemCache`."""
+        self._check_open()
+        return KmemCache(self, name, size, align=align, ctor=ctor, gfp=gfp)
+
+    def mempool(self, min_nr: int, **options: Any) -> MemPool:
+        """Create a pool with a reserve of ``min_nr`` elements; see :func:`realalloc.mempool.make_pool`."""
+        self._check_open()
+        return make_pool(self, min_nr, **options)
+
+    # -- looking and giving back ----------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Return a cheap immutable record of where the memory is."""
+        return views.stats(self.words, self._size)
+
+    def buddyinfo(self) -> str:
+        """Free blocks by order, as ``/proc/buddyinfo``."""
+        return views.buddyinfo(self.words)
+
+    def pagetypeinfo(self) -> str:
+        """Free blocks by migrate type, as ``/proc/pagetypeinfo``."""
+        return views.pagetypeinfo(self.words)
+
+    def slabinfo(self) -> str:
+        """Caches, as ``/proc/slabinfo`` version 2.1."""
+        return views.slabinfo(self.words)
+
+    def vmallocinfo(self) -> str:
+        """Areas, as ``/proc/vmallocinfo``."""
+        return views.vmallocinfo(self.words)
+
+    def meminfo(self) -> str:
+        """Totals, as ``/proc/meminfo``."""
+        return views.meminfo(self.words)
+
+    def set_limit(self, limit: int | str | None) -> None:
+        """Move the limit on resident pages; ValueError if the arena has already reached further."""
+        words = self.words
+        zone = layout.ZONES
+        end = int(words[zone + layout.Z_END_PFN])
+        pages = end if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES) >> layout.PAGE_SHIFT
+        target = min(end, int(words[zone + layout.Z_START_PFN]) + pages)
+        if set_limit(words, layout.ZONE_NORMAL, target) != layout.OK:
+            raise ValueError(f"limit {limit} is below what the arena has reached; trim() first")
+
+    def trim(self) -> int:
+        """Give every page that is not in use back to the system; return the bytes that held memory."""
+        words = self.words
+        before = int(words[layout.H_COMMITTED_PAGES])
+        reclaim(words)
+        dropped = np.zeros(1, np.int64)
+        pfn = 0
+        while (pfn := int(trim_span(words, layout.ZONE_NORMAL, pfn, dropped))) != 0:
+            pass
+        retreat(words, layout.ZONE_NORMAL)
+        return max(0, before - int(words[layout.H_COMMITTED_PAGES])) << layout.PAGE_SHIFT
+
+    def validate(self) -> None:
+        """Walk everything; CorruptionError names the broken invariant."""
+        words = self.words
+        if words[layout.H_MAGIC] != layout.MAGIC or words[layout.H_BAD_FREES] != 0:
+            raise CorruptionError(describe_broken(layout.BAD_HEADER))
+        for walk in (validate_buddy, validate_caches, validate_vmalloc, validate_pools):
+            status = int(walk(words))
+            if status != layout.OK:
+                raise CorruptionError(describe_broken(status))
+
+
+def _before_fork() -> None:
+    for arena in list(_arenas):
+        if not arena.closed:
+            hold(arena.words)
+            _held.append(arena.words)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        let_go(_held.pop())
+
+
+def _after_fork_in_child() -> None:
+    while _held:
+        words = _held.pop()
+        let_go(words)
+        after_fork(words)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def default_arena() -> Arena:
+    """Return the process's arena, made on first use: REALALLOC_SIZE (1GiB), _LIMIT, _MAX_ORDER, _HUGE_PAGES, _LOCK."""
+    with _default_lock:
+        if not _default or _default[0].closed:
+            environ = os.environ
+            huge = environ.get("REALALLOC_HUGE_PAGES", "auto").lower()
+            made = Arena(
+                environ.get("REALALLOC_SIZE", "1GiB"),
+                limit=environ.get("REALALLOC_LIMIT"),
+                max_order=int(environ.get("REALALLOC_MAX_ORDER", "10")),
+                huge_pages={"1": True, "true": True, "0": False, "false": False}.get(huge, huge),
+                lock=environ.get("REALALLOC_LOCK", "0"),
+            )
+            _default[:] = [made]
+        return _default[0]

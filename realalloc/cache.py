@@ -1,0 +1,232 @@
+"""kmem_cache for Python: objects of one size, in constructed state.
+
+``alloc`` without arguments is machine code; this file serves everything else. A constructor runs once for each object when
+a slab is made, on a lease of that object, and the state it leaves survives free and alloc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from realalloc import views
+from realalloc.errors import CorruptionError, InvalidFree, describe_broken
+from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
+from realalloc.lease import (
+    OWNER_SHIFT,
+    TAG_LINGERS,
+    VERB_CACHE,
+    VERB_CONSTRUCT,
+    VERB_MASK,
+    exporter_of,
+    make_context,
+    release_handle,
+    shut,
+    tag_of,
+)
+from realalloc.mm import layout
+from realalloc.mm.kmem_cache import (
+    cache_create,
+    cache_destroy,
+    cache_geometry,
+    cache_shrink,
+    construct_begin,
+    construct_fail,
+    next_live_object,
+    validate_cache,
+)
+from realalloc.mm.reclaim import reclaim
+from realalloc.sizes import as_alignment, as_gfp, as_int
+from realalloc.views import CacheStats
+
+if TYPE_CHECKING:
+    from realalloc.arena import Arena
+
+NAMED_OBJECTS = 8  # how many live objects a refusal to destroy names
+
+
+class KmemCache:
+    """Objects of ``size`` bytes at multiples of ``align`` (a power of two, at least 8).
+
+    ``ctor(view)`` is called once for each object when its slab is made; users return objects in constructed state.
+    ``gfp=GFP_DMA`` puts the cache into the locked zone.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        name: str,
+        size: int,
+        *,
+        align: int = 8,
+        ctor: Callable[[memoryview], object] | None = None,
+        gfp: int = 0,
+    ) -> None:
+        """Create the cache; ValueError for a bad or used name, a bad size or alignment; nothing is allocated yet."""
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, not {type(name).__name__}")
+        raw = name.encode()
+        if not raw or len(raw) > layout.CACHE_NAME_BYTES or any(ch.isspace() or ch == "\0" for ch in name):
+            raise ValueError(
+                f"a cache needs a name of 1 to {layout.CACHE_NAME_BYTES} bytes without spaces, not {name!r}"
+            )
+        if ctor is not None and not callable(ctor):
+            raise TypeError("ctor must be callable")
+        words = arena.words
+        self.name = name
+        self.size = as_int(size, "size", 1)
+        self.align = max(as_alignment(align, "align"), layout.WORD_BYTES)
+        if self.align > layout.PAGE_BYTES:
+            raise ValueError(f"align must be at most a page, not {align}")
+        if name in views.cache_names(words):
+            raise ValueError(f"a cache named {name!r} exists")
+        zone = layout.ZONE_DMA if as_gfp(gfp) & GFP_DMA else layout.ZONE_NORMAL
+        if zone >= words[layout.H_NR_ZONES]:
+            raise ValueError("GFP_DMA needs an arena with a locked zone: Arena(..., lock=bytes)")
+        max_order = int(words[layout.H_MAX_ORDER])
+        largest = layout.PAGE_BYTES << max_order
+        if self.size > largest:
+            raise ValueError(f"size must be at most {largest}, the largest block of this arena, not {self.size}")
+        stride, order = cache_geometry(self.size, self.align, max_order, layout.slab_min_objects())
+        flags = layout.CF_CTOR if ctor is not None else 0
+        c = int(cache_create(words, self.size, self.align, stride, order, flags, zone))
+        if c < 0:
+            raise ValueError(f"the arena's table of {int(words[layout.H_MAX_CACHES])} caches is full")
+        views.set_cache_name(words, c, raw)
+        self._arena = arena
+        self._at: int | None = c
+        self._ctor = ctor
+        self._tag = tag_of(VERB_CACHE, c)
+        self._context = make_context(arena._gate, c, self.size, self._tag)
+        self.alloc: Callable[..., memoryview] = arena._leases.bind_cache(self._context, self._alloc)
+
+    @property
+    def at(self) -> int:
+        """Word index of the cache's descriptor: what the jit verbs take."""
+        if self._at is None:
+            raise ValueError(f"cache {self.name!r} was destroyed")
+        return self._at
+
+    def _words(self) -> Any:
+        """Return the arena's words; ArenaClosed or ValueError if arena or cache are gone."""
+        words = self._arena.words
+        _ = self.at
+        return words
+
+    def _alloc(self, gfp: int = GFP_KERNEL) -> memoryview:
+        flags = as_gfp(gfp)
+        words = self._words()
+        if flags & GFP_ZERO and self._ctor is not None:
+            raise ValueError("GFP_ZERO would destroy the constructed state of this cache's objects")
+        arena = self._arena
+        found = self._attempt(flags)
+        if found == layout.ENOMEM and reclaim(words) > 0:
+            found = self._attempt(flags)
+        if found == layout.EAGAIN:
+            self._construct_slab(flags)
+            found = self._attempt(flags)
+        if type(found) is memoryview:
+            return found
+        if found == layout.EAGAIN:
+            raise RuntimeError(f"the constructor of cache {self.name!r} keeps views of the objects it made")
+        raise arena._out_of_memory(f"alloc from cache {self.name!r} ({self.size} bytes)", flags)
+
+    def _attempt(self, flags: int) -> Any:
+        return self._arena._leases.attempt(self._arena.address, VERB_CACHE, self.at, flags, self.size, self._tag)
+
+    def _construct_slab(self, flags: int) -> None:
+        """Make a slab and run the constructor on a lease of each object; the last lease to die publishes it."""
+        words = self._words()
+        pfn = int(construct_begin(words, self.at))
+        if pfn < 0 and reclaim(words) > 0:
+            pfn = int(construct_begin(words, self.at))
+        if pfn < 0:
+            raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags)
+        page = int(words[layout.H_MEMMAP]) + pfn * layout.PAGE_STRUCT_WORDS
+        objects = int(words[page + layout.PG_INFO]) >> layout.OBJECTS_SHIFT & layout.OBJECTS_MASK
+        stride = int(words[self.at + layout.C_STRIDE_BYTES])
+        held: list[memoryview] = []
+        attempt, base = self._arena._leases.attempt, self._arena.address
+        try:
+            for k in range(objects):
+                offset = (pfn << layout.PAGE_SHIFT) + k * stride
+                held.append(attempt(base, VERB_CONSTRUCT, offset, 0, self.size, VERB_CONSTRUCT))
+                if self._ctor is not None:
+                    self._ctor(held[-1])
+        except BaseException:
+            construct_fail(words, pfn, objects - len(held))
+            raise
+
+    def alloc_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[memoryview]:
+        """Allocate ``n`` objects, all or none."""
+        return [self.alloc(gfp) for _ in range(as_int(n, "n"))]  # an error drops the list, and that frees its leases
+
+    def free(self, obj: memoryview) -> None:
+        """Free an object; InvalidFree if it is not a live one of this cache."""
+        release_handle(obj, self._live(obj), self._words())
+
+    def free_bulk(self, objs: Iterable[memoryview]) -> None:
+        """Free objects; all are checked before the first is freed, and none may be named twice."""
+        given = list(objs)
+        if len({id(obj) for obj in given}) != len(given):
+            raise InvalidFree("free_bulk: an object is named twice")
+        for obj in given:
+            self._live(obj)
+        for obj in given:
+            self.free(obj)
+
+    def _live(self, obj: Any) -> Any:
+        if not isinstance(obj, memoryview):
+            raise TypeError(f"free takes the memoryview that was handed out, not {type(obj).__name__}")
+        exporter = exporter_of(obj)
+        self._words()
+        if exporter is None or exporter.base != self._arena.address:
+            raise InvalidFree(f"cache {self.name!r}: not a live buffer of this arena (freed already, or foreign)")
+        if exporter.tag & VERB_MASK != VERB_CACHE or exporter.tag >> OWNER_SHIFT != self.at:
+            raise InvalidFree(f"cache {self.name!r}: the buffer belongs to another cache or allocator")
+        whole = obj.format == "B" and obj.ndim == 1 and obj.contiguous and obj.nbytes == exporter.length
+        if not whole or exporter.tag & TAG_LINGERS:
+            raise InvalidFree(f"cache {self.name!r}: a slice or a view of a freed object, not the object")
+        return exporter
+
+    def live_objects(self) -> list[int]:
+        """Return the offsets of all objects in use."""
+        words = self._words()
+        found = []
+        offset = int(next_live_object(words, self.at, 1))
+        while offset != 0:
+            found.append(offset)
+            offset = int(next_live_object(words, self.at, offset + 1))
+        return found
+
+    def shrink(self) -> int:
+        """Give empty slabs back to the buddy; return their bytes."""
+        return int(cache_shrink(self._words(), self.at)) << layout.PAGE_SHIFT
+
+    def validate(self) -> None:
+        """Walk every slab; CorruptionError names the broken invariant."""
+        status = int(validate_cache(self._words(), self.at))
+        if status != layout.OK:
+            raise CorruptionError(describe_broken(status))
+
+    def stats(self) -> CacheStats:
+        """Return counts of objects and slabs."""
+        return views.cache_stats(self._words(), self.at)
+
+    def destroy(self) -> None:
+        """Give everything back; BufferError naming live objects, with nothing changed, while there are any."""
+        words = self._words()
+        live = self.live_objects()
+        if cache_destroy(words, self.at) != layout.OK:
+            named = ", ".join(hex(offset) for offset in live[:NAMED_OBJECTS])
+            more = f" and {len(live) - NAMED_OBJECTS} more" if len(live) > NAMED_OBJECTS else ""
+            raise BufferError(f"cache {self.name!r} still has {len(live)} objects in use: offsets {named}{more}")
+        self._at = None
+        shut(self._context)
+
+    def __repr__(self) -> str:
+        """Show name and use."""
+        if self._at is None or self._arena.closed:
+            return f"<KmemCache {self.name!r} gone>"
+        stats = self.stats()
+        return f"<KmemCache {self.name!r} {stats.active_objects}/{stats.total_objects} objects of {self.size} bytes>"

@@ -1,0 +1,319 @@
+"""The page allocator: binary buddies in zones, with a frontier behind which nothing was ever touched.
+
+1. A block of order k is ``1 << k`` pages, aligned to its size. A request takes the smallest sufficient free block and
+   hands out its lower half until it fits; the upper halves go on the free lists (kernel: ``__rmqueue_smallest``, ``expand``).
+2. A freed block merges with its buddy ``pfn ^ (1 << order)`` while that is free, whole and of the same order
+   (kernel: ``__free_one_page``). The buddy test stays inside ``[start, frontier)`` of the zone.
+3. Pages in ``[frontier, end)`` are free without being on a list: their struct pages are zero and not resident. When no
+   list can serve, the frontier moves up by one aligned block. So a 1 TiB arena costs what it uses.
+
+Invariant, per zone:     start + listed free pages + allocated pages = frontier <= limit <= end
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import address_of, lock, unlock
+from realalloc.mm.bits import ctz
+from realalloc.mm.freelist import count_list, first, push_back, push_front, remove
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    BAD_COMMITTED,
+    BAD_FREE_COUNT,
+    BAD_FREE_LIST,
+    BAD_PAGE_STATE,
+    BAD_PAGE_SUM,
+    BAD_UNMERGED,
+    EINVAL,
+    ENOMEM,
+    HUGE_AUTO,
+    HUGE_ORDER,
+    H_ALLOCATED_PAGES,
+    H_COMMITTED_PAGES,
+    H_HUGE,
+    H_MAX_ORDER,
+    H_MEMMAP,
+    H_NR_ZONES,
+    H_PEAK_ALLOCATED_PAGES,
+    KIND_FREE,
+    KIND_MASK,
+    KIND_NONE,
+    KIND_TAIL,
+    OK,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PAGE_STRUCT_WORDS,
+    PG_INFO,
+    PG_LINK,
+    ZONE_MASK,
+    ZONE_SHIFT,
+    Z_ALLOCS,
+    Z_COUNTS,
+    Z_END_PFN,
+    Z_FREES,
+    Z_FREE_PAGES,
+    Z_FRONTIER_PFN,
+    Z_HEADS,
+    Z_LIMIT_PFN,
+    Z_START_PFN,
+)
+from realalloc.mm.pages import (
+    count_resident,
+    kind_of,
+    order_at,
+    page_at,
+    pages_at,
+    set_resident_locked,
+    zero_pages,
+    zone_at,
+    zone_of,
+)
+from realalloc.mm.prim import MADV_HUGEPAGE, madvise
+
+
+@kernel
+def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> None:
+    z = zone_at(zone)
+    links = words[H_MEMMAP] + PG_LINK
+    words[page_at(words, pfn) + PG_INFO] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    if at_end:
+        push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
+    else:
+        push_front(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
+    words[z + Z_COUNTS + order] += 1
+
+
+@kernel
+def list_remove(words: Words, zone: int, pfn: int, order: int) -> None:
+    """Take a free block off its list; its first page becomes KIND_NONE."""
+    z = zone_at(zone)
+    words[page_at(words, pfn) + PG_INFO] = KIND_NONE
+    remove(words, z + Z_HEADS + order, words[H_MEMMAP] + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[z + Z_COUNTS + order] -= 1
+
+
+@kernel
+def is_free_block(words: Words, zone: int, pfn: int, order: int) -> int:
+    """Tell whether a free block of exactly this order begins at ``pfn``, inside the zone's reached part."""
+    z = zone_at(zone)
+    if pfn < words[z + Z_START_PFN] or pfn + (1 << order) > words[z + Z_FRONTIER_PFN]:
+        return 0
+    wanted = KIND_FREE | order << ORDER_SHIFT
+    return 1 if words[page_at(words, pfn) + PG_INFO] & (KIND_MASK | ORDER_MASK << ORDER_SHIFT) == wanted else 0
+
+
+@entry
+def insert_free_locked(words: Words, zone: int, pfn: int, order: int) -> int:
+    """Put a block on the free lists, merged as far as it goes. Page counters are the caller's."""
+    max_order = words[H_MAX_ORDER]
+    while order < max_order:
+        buddy = pfn ^ (1 << order)
+        if is_free_block(words, zone, buddy, order) == 0:
+            break
+        list_remove(words, zone, buddy, order)
+        pfn &= ~(1 << order)
+        order += 1
+    at_end = 0
+    if order < max_order - 1:  # likely to merge soon: keep it off the front (kernel: buddy_merge_likely)
+        at_end = is_free_block(words, zone, (pfn & ~(1 << order)) ^ (1 << (order + 1)), order + 1)
+    _list_add(words, zone, pfn, order, at_end)
+    return OK
+
+
+@entry
+def grow(words: Words, zone: int) -> int:
+    """Move the frontier up by the largest aligned block that fits; return its pages, 0 at the limit."""
+    z = zone_at(zone)
+    pfn = words[z + Z_FRONTIER_PFN]
+    left = words[z + Z_LIMIT_PFN] - pfn
+    if left <= 0:
+        return 0
+    order = min(words[H_MAX_ORDER], ctz(pfn))
+    while 1 << order > left:
+        order -= 1
+    words[z + Z_FRONTIER_PFN] = pfn + (1 << order)
+    words[z + Z_FREE_PAGES] += 1 << order
+    insert_free_locked(words, zone, pfn, order)
+    return 1 << order
+
+
+@kernel
+def _find_order(words: Words, zone: int, order: int) -> int:
+    z = zone_at(zone)
+    for k in range(order, words[H_MAX_ORDER] + 1):
+        if words[z + Z_COUNTS + k] != 0:
+            return k
+    return -1
+
+
+@kernel
+def account_allocated(words: Words, pages: int) -> None:
+    """Count pages as allocated."""
+    allocated = words[H_ALLOCATED_PAGES] + pages
+    words[H_ALLOCATED_PAGES] = allocated
+    words[H_PEAK_ALLOCATED_PAGES] = max(words[H_PEAK_ALLOCATED_PAGES], allocated)
+
+
+@kernel
+def _take(words: Words, zone: int, order: int) -> int:
+    """Take a block off the lists and split it down to ``order``; return its pfn or 0."""
+    found = _find_order(words, zone, order)
+    while found < 0:
+        if grow(words, zone) == 0:
+            return 0
+        found = _find_order(words, zone, order)
+    pfn = first(words, zone_at(zone) + Z_HEADS + found)
+    list_remove(words, zone, pfn, found)
+    while found > order:
+        found -= 1
+        _list_add(words, zone, pfn + (1 << found), found, 0)
+    return pfn
+
+
+@entry
+def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int) -> int:
+    """Allocate a block of one kind; return its pfn or ENOMEM. ``zero`` asks for pages that read as zero."""
+    if order > words[H_MAX_ORDER]:
+        return ENOMEM
+    pfn = _take(words, zone, order)
+    if pfn == 0:
+        return ENOMEM
+    z = zone_at(zone)
+    words[z + Z_FREE_PAGES] -= 1 << order
+    words[z + Z_ALLOCS] += 1
+    words[page_at(words, pfn) + PG_INFO] = kind | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    words[page_at(words, pfn) + PG_LINK] = 0
+    account_allocated(words, 1 << order)
+    if zero != 0:
+        zero_pages(words, pfn, 1 << order)
+    if set_resident_locked(words, pfn, 1 << order) != 0 and order >= HUGE_ORDER and words[H_HUGE] == HUGE_AUTO:
+        madvise(address_of(words) + (pfn << PAGE_SHIFT), PAGE_BYTES << order, MADV_HUGEPAGE)
+    return pfn
+
+
+@entry
+def free_block_locked(words: Words, pfn: int) -> int:
+    """Free a block whose first page is ``pfn``; the caller has checked that it is one."""
+    page = page_at(words, pfn)
+    info = words[page + PG_INFO]
+    order = info >> ORDER_SHIFT & ORDER_MASK
+    zone = info >> ZONE_SHIFT & ZONE_MASK
+    z = zone_at(zone)
+    words[page + PG_INFO] = KIND_NONE
+    words[z + Z_FREE_PAGES] += 1 << order
+    words[z + Z_FREES] += 1
+    words[H_ALLOCATED_PAGES] -= 1 << order
+    insert_free_locked(words, zone, pfn, order)
+    return OK
+
+
+@entry
+def free_span_locked(words: Words, zone: int, pfn: int, pages: int) -> int:
+    """Return any contiguous pages to the free lists, as the largest aligned blocks. Counters are updated."""
+    words[zone_at(zone) + Z_FREE_PAGES] += pages
+    words[H_ALLOCATED_PAGES] -= pages
+    end = pfn + pages
+    while pfn < end:
+        order = min(words[H_MAX_ORDER], ctz(pfn))
+        while pfn + (1 << order) > end:
+            order -= 1
+        insert_free_locked(words, zone, pfn, order)
+        pfn += 1 << order
+    return OK
+
+
+@entry
+def set_limit(words: Words, zone: int, limit_pfn: int) -> int:
+    """Move the pfn that the frontier may not pass; EINVAL if it already did, or if there is no such page."""
+    z = zone_at(zone)
+    result = EINVAL
+    lock(words)
+    if words[z + Z_FRONTIER_PFN] <= limit_pfn <= words[z + Z_END_PFN]:
+        words[z + Z_LIMIT_PFN] = limit_pfn
+        result = OK
+    unlock(words)
+    return result
+
+
+@kernel
+def free_pages_total(words: Words, zone: int) -> int:
+    """Count free pages of a zone: listed, and behind the frontier."""
+    z = zone_at(zone)
+    return words[z + Z_FREE_PAGES] + words[z + Z_LIMIT_PFN] - words[z + Z_FRONTIER_PFN]
+
+
+@kernel
+def _validate_lists(words: Words, zone: int) -> int:
+    z = zone_at(zone)
+    listed = 0
+    for order in range(words[H_MAX_ORDER] + 1):
+        head = z + Z_HEADS + order
+        links = words[H_MEMMAP] + PG_LINK
+        if (
+            count_list(words, head, links, PAGE_STRUCT_WORDS, words[z + Z_COUNTS + order])
+            != words[z + Z_COUNTS + order]
+        ):
+            return BAD_FREE_LIST
+        pfn = first(words, head)
+        while pfn != 0:
+            if pfn & ((1 << order) - 1) != 0 or is_free_block(words, zone, pfn, order) == 0:
+                return BAD_FREE_LIST
+            pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
+        listed += words[z + Z_COUNTS + order] << order
+    return OK if listed == words[z + Z_FREE_PAGES] else BAD_FREE_COUNT
+
+
+@kernel
+def _validate_blocks(words: Words, zone: int) -> int:
+    """Walk block by block from start to frontier; return allocated pages or a broken invariant."""
+    z = zone_at(zone)
+    pfn = words[z + Z_START_PFN]
+    free = 0
+    allocated = 0
+    while pfn < words[z + Z_FRONTIER_PFN]:
+        kind = kind_of(words, pfn)
+        pages = pages_at(words, pfn)
+        if kind == KIND_NONE or kind == KIND_TAIL or zone_of(words, pfn) != zone or pages <= 0:
+            return BAD_PAGE_STATE
+        for inner in range(pfn + 1, pfn + pages):
+            inner_kind = words[page_at(words, inner) + PG_INFO] & KIND_MASK
+            if inner_kind != KIND_NONE and inner_kind != KIND_TAIL:
+                return BAD_PAGE_STATE
+        if kind == KIND_FREE:
+            free += pages
+            order = order_at(words, pfn)
+            if order < words[H_MAX_ORDER] and is_free_block(words, zone, pfn ^ (1 << order), order) == 1:
+                return BAD_UNMERGED
+        else:
+            allocated += pages
+        pfn += pages
+    if pfn != words[z + Z_FRONTIER_PFN] or free != words[z + Z_FREE_PAGES]:
+        return BAD_PAGE_SUM
+    if not words[z + Z_FRONTIER_PFN] <= words[z + Z_LIMIT_PFN] <= words[z + Z_END_PFN]:
+        return BAD_PAGE_SUM
+    return allocated
+
+
+@entry
+def validate_buddy(words: Words) -> int:
+    """Check the three invariants at the head of this file; OK or the broken one."""
+    lock(words)
+    allocated = 0
+    resident = 0
+    status = OK
+    for zone in range(words[H_NR_ZONES]):
+        resident += count_resident(words, words[zone_at(zone) + Z_START_PFN], words[zone_at(zone) + Z_FRONTIER_PFN])
+        if status == OK:
+            status = _validate_lists(words, zone)
+        if status == OK:
+            found = _validate_blocks(words, zone)
+            if found < 0:
+                status = found
+            allocated += found
+    if status == OK and allocated != words[H_ALLOCATED_PAGES]:
+        status = BAD_PAGE_SUM
+    if status == OK and resident != words[H_COMMITTED_PAGES]:
+        status = BAD_COMMITTED
+    unlock(words)
+    return status

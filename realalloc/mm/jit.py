@@ -1,0 +1,273 @@
+"""The one decorator of every kernel, the key of its disk cache, and the warm-up.
+
+Guarantees: machine code on disk is used only by the very sources and flags it was made from. numba's own cache looks at
+the caller's file alone, so an edited ``layout.py`` would leave stale constants in its callers; here the cache directory
+is named by a hash of the whole room. Importing this module compiles nothing.
+
+May not: know what any kernel does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import importlib
+import inspect
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+import llvmlite.binding
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.extending import _Intrinsic
+
+Words = npt.NDArray[np.int64]
+F = TypeVar("F", bound=Callable[..., Any])
+
+JIT = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+WORDS_TYPE = types.Array(types.int64, 1, "C")
+KEPT_CACHES = 8
+
+_ENTRIES: list[Entry] = []
+
+
+def _flags() -> str:
+    names = ("BOUNDSCHECK", "OPT", "SLP_VECTORIZE", "LOOP_VECTORIZE", "DEBUGINFO", "CPU_NAME", "CPU_FEATURES")
+    return ";".join(f"{name}={getattr(numba.config, name, None)}" for name in names)
+
+
+def fingerprint() -> str:
+    """Name the code that a cached kernel was made from: sources, compiler versions, flags, machine."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in [*sorted(package.glob("*.py")), package.parent / "lease.py"]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for part in (numba.__version__, llvmlite.__version__, np.__version__, sys.version, platform.machine(), _flags()):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _cache_root() -> Path:
+    """First writable of $REALALLOC_CACHE_DIR, the user's cache directory, the temporary directory."""
+    named = os.environ.get("REALALLOC_CACHE_DIR")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    mine = Path(tempfile.gettempdir()) / f"realalloc-{os.getuid()}"
+    for root in [Path(named)] if named else [user / "realalloc", mine]:
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(root, os.W_OK) and root.stat().st_uid == os.getuid():
+            return root
+    return Path(tempfile.mkdtemp(prefix="realalloc-"))
+
+
+CACHE_DIR = _cache_root() / fingerprint() if JIT else Path(os.devnull)
+
+
+def in_cache(make: Callable[[], Any]) -> Any:
+    """Run ``make``, a numba decoration, so that its code is cached under :data:`CACHE_DIR`."""
+    saved = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(CACHE_DIR)  # type: ignore[attr-defined]
+    try:  # numba's cache locator reads CACHE_DIR here, while it decorates, and never again
+        return make()
+    finally:
+        numba.config.CACHE_DIR = saved  # type: ignore[attr-defined]
+
+
+def kernel(func: F) -> F:
+    """Jit a helper: nogil, C division, inlined into the entries that call it. Without jit the function itself.
+
+    It is compiled for one signature only. Left to itself numba makes a copy for every combination of constant arguments:
+    three times the work.
+    """
+    if not JIT:
+        return func
+    made = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(func)
+    resolve = made.get_call_template
+    made.get_call_template = lambda args, kws: resolve(_plain(args), kws)
+    return cast("F", made)
+
+
+def _plain(args: Any) -> tuple[Any, ...]:
+    return tuple(arg if isinstance(arg, types.Array) else types.int64 for arg in args)
+
+
+def _callees(func: Any) -> Iterator[Entry]:
+    """Find the entries that a function's machine code will call, through helpers too."""
+    for name in func.__code__.co_names:
+        used = func.__globals__.get(name)
+        if isinstance(used, Entry):
+            yield used
+        elif hasattr(used, "py_func"):
+            yield from _callees(used.py_func)
+
+
+class Entry(_Intrinsic):  # type: ignore[misc]
+    """A kernel that is compiled once, cached on disk, and called through its symbol: from Python and from jitted code.
+
+    numba would link the whole tree below a callee into each of its callers and optimise it again there: 75 s for this
+    room, and seconds for every jitted function of a user that says ``kmalloc``. A call through a symbol costs 2 ns.
+    """
+
+    compiled: ClassVar[int] = 0
+    on_compile: ClassVar[Callable[[str], None] | None] = None  # told the name before machine code is made
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        options = {"cache": True, "nogil": True, "error_model": "numpy"}
+        options["no_cpython_wrapper"] = func.__name__.endswith("_locked")  # nobody calls these from Python
+        self.dispatcher = in_cache(lambda: numba.njit(**options)(func))
+        self.room = func.__module__.rpartition(".")[2]
+        self.symbol = f"realalloc_{CACHE_DIR.name}_{self.room}_{func.__name__}"
+        super().__init__(func.__name__, _typer(func, self._emit_call, self.compile))
+        self._register()
+        self.__doc__ = func.__doc__
+
+    def _emit_call(self, context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        link = ir.FunctionType(ir.IntType(64), [context.get_value_type(arg) for arg in signature.args])
+        return builder.call(cgutils.get_or_insert_function(builder.module, link, self.symbol), args)
+
+    def compile(self) -> None:
+        """Compile or load from the cache, callees first: code that is linked before its symbols exist ends the process."""
+        if self.dispatcher.signatures:
+            return
+        for callee in _callees(self.dispatcher.py_func):
+            callee.compile()
+        if Entry.on_compile is not None and f"{self.room}.{self.__name__}" not in _cached_names():
+            Entry.on_compile(self.__name__)
+        with _no_collector():
+            self.dispatcher.compile(signature(self.dispatcher.py_func))
+        self.dispatcher.disable_compile()  # from here on a float or a strided array is a TypeError, never truncated
+        Entry.compiled += not self.dispatcher.stats.cache_hits
+        (made,) = self.dispatcher.overloads.values()
+        wrapper = made.library.get_pointer_to_function(made.fndesc.llvm_cfunc_wrapper_name)
+        llvmlite.binding.add_symbol(self.symbol, wrapper)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call from Python."""
+        self.compile()
+        return self.dispatcher(*args)
+
+    def __reduce__(self) -> Any:
+        """Pickle by name, as functions are."""
+        return _find, (self.dispatcher.__module__, self.__name__)
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep the cyclic collector out of the compiler: 12 % of a cold start."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _find(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def _cached_names() -> frozenset[str]:
+    """Name the entries that were on disk when this process began, as ``file.function``."""
+    return frozenset(path.name.partition("-")[0] for path in CACHE_DIR.rglob("*.nbi"))
+
+
+def entry(func: F) -> F:
+    """Make a kernel an :class:`Entry`, compiled when first needed. Without jit the function itself."""
+    if not JIT:
+        return func
+    made = Entry(func)
+    _ENTRIES.append(made)
+    return cast("F", made)
+
+
+def signature(func: Callable[..., Any]) -> Any:
+    """Return the numba signature of an entry: parameters named ``words`` or ``out`` are arrays, all others int64."""
+    names = inspect.signature(func).parameters
+    return types.int64(*(WORDS_TYPE if name in ("words", "out") else types.int64 for name in names))
+
+
+def warm_up() -> int:
+    """Compile every entry or load it from the cache; return how many were compiled in this process so far."""
+    for made in _ENTRIES:
+        made.compile()
+    return Entry.compiled
+
+
+def prune_caches() -> None:
+    """Forget the caches of older sources, all but the newest few."""
+    if not JIT:
+        return
+    others = [path for path in CACHE_DIR.parent.iterdir() if path.is_dir() and len(path.name) == len(CACHE_DIR.name)]
+    for path in sorted(others, key=lambda item: item.stat().st_mtime)[:-KEPT_CACHES]:
+        for file in sorted(path.rglob("*"), reverse=True):
+            if file.is_dir():
+                file.rmdir()
+            else:
+                file.unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _typer(
+    twin: Callable[..., Any], emit: Callable[[Any, Any, Any, Any], Any], prepare: Callable[[], None] | None = None
+) -> Callable[..., Any]:
+    """Make the typing function of an intrinsic that takes ``words`` arrays and integers and returns an int64."""
+
+    def typer(_typing_context: Any, *args: Any) -> Any:
+        if any(isinstance(arg, types.Array) and arg != WORDS_TYPE for arg in args):
+            return None
+        if prepare is not None:
+            prepare()
+        return types.int64(*_plain(args)), emit
+
+    typer.__name__ = twin.__name__
+    typer.__doc__ = twin.__doc__
+    context = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    given = inspect.signature(twin).parameters.values()
+    typer.__signature__ = inspect.Signature([context, *given])  # type: ignore[attr-defined]
+    return typer
+
+
+class Native(_Intrinsic):  # type: ignore[misc]
+    """An intrinsic that Python can call too: there it is its plain twin."""
+
+    def __init__(self, twin: Callable[..., Any], emit: Callable[[Any, Any, Any, Any], Any]) -> None:
+        self.twin = twin
+        super().__init__(twin.__name__, _typer(twin, emit))
+        self._register()
+        self.__doc__ = twin.__doc__
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the twin."""
+        return self.twin(*args)
+
+    def __reduce__(self) -> Any:
+        """Pickle by name, as functions are."""
+        return _find, (self.twin.__module__, self.__name__)
+
+
+def native(emit: Callable[[Any, Any, Any, Any], Any]) -> Callable[[F], F]:
+    """Turn a plain function into an intrinsic made by ``emit``; without jit the plain function is used as it is.
+
+    ``emit(context, builder, signature, args)`` returns an LLVM i64. The plain twin keeps the no-jit leg alive and says
+    in Python what the instruction does.
+    """
+
+    def decorate(twin: F) -> F:
+        return cast("F", Native(twin, emit)) if JIT else twin
+
+    return decorate

@@ -1,0 +1,370 @@
+"""Life of a cache: create, construct, shrink, destroy, look inside, validate.
+
+A constructor is Python and may not run in here. So a cache that has one never makes slabs by itself: the face asks for a
+slab whose objects all count as in use (``construct_begin``), leases every object to the constructor, and when the last of
+these leases is dead (``construct_put``) the slab is published, or given back if the constructor failed. An object that
+the constructor keeps a view of therefore cannot reach anybody else.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.bits import bit, popcount
+from realalloc.mm.freelist import count_list, first
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    BAD_CACHE_SUM,
+    BAD_SLAB_COUNT,
+    BAD_SLAB_LIST,
+    BAD_SLAB_MAP,
+    CACHE_FREE,
+    CACHE_LIVE,
+    CACHE_WORDS,
+    CF_EXTERNAL_MAP,
+    C_ACTIVE,
+    C_ALIGN_BYTES,
+    C_ALLOCS,
+    C_EMPTY,
+    C_FLAGS,
+    C_FREES,
+    C_MIN_ORDER,
+    C_MIN_PARTIAL,
+    C_NR_CONSTRUCTING,
+    C_NR_EMPTY,
+    C_NR_PARTIAL,
+    C_NR_SLABS,
+    C_OBJECTS,
+    C_OBJECT_BYTES,
+    C_ORDER,
+    C_PARTIAL,
+    C_RECIPROCAL,
+    C_STATE,
+    C_STRIDE_BYTES,
+    C_ZONE,
+    EBUSY,
+    EINVAL,
+    ENOMEM,
+    H_CACHES,
+    H_MAX_CACHES,
+    H_MEMMAP,
+    H_NR_CACHES,
+    H_NR_ZONES,
+    INUSE_MASK,
+    INUSE_ONE,
+    INUSE_SHIFT,
+    KIND_SLAB,
+    MAX_SLAB_ORDER,
+    MIN_PARTIAL_HIGH,
+    MIN_PARTIAL_LOW,
+    OK,
+    PAGE_BYTES,
+    PAGE_CONSTRUCTING,
+    PAGE_FAILED,
+    PAGE_LISTED,
+    PAGE_MAP_BITS,
+    PAGE_SHIFT,
+    PAGE_STRUCT_WORDS,
+    PG_INFO,
+    PG_LINK,
+    RECIPROCAL_SHIFT,
+    WORD_BYTES,
+    Z_FRONTIER_PFN,
+    Z_START_PFN,
+)
+from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.slab import (
+    cache_of,
+    fill_map,
+    inuse_of,
+    map_at,
+    map_words_of,
+    new_slab_locked,
+    objects_of,
+    release_slab_locked,
+    slab_list_add,
+    slab_list_remove,
+)
+
+
+def calculate_order(stride: int, max_order: int, min_objects: int) -> int:
+    """Choose a slab order as the kernel does: the lowest with at least ``min_objects`` and waste of 1/16, then 1/8, ...
+
+    -1 if not even one object fits into the largest block (kernel: calculate_order in mm/slub.c).
+    """
+    top = min(MAX_SLAB_ORDER, max_order)
+    objects = min(min_objects, max((PAGE_BYTES << top) // stride, 1))
+    lowest = max(0, (-(-objects * stride // PAGE_BYTES) - 1).bit_length())
+    fraction = 16
+    while fraction > 1:
+        for order in range(lowest, top + 1):
+            slab = PAGE_BYTES << order
+            if slab >= stride and slab % stride <= slab // fraction:
+                return order
+        fraction //= 2
+    order = max(0, (-(-stride // PAGE_BYTES) - 1).bit_length())
+    return order if order <= max_order else -1
+
+
+def cache_geometry(object_bytes: int, align_bytes: int, max_order: int, min_objects: int) -> tuple[int, int]:
+    """Return stride and slab order of a cache; order -1 if an object is larger than the largest block."""
+    align = max(align_bytes, WORD_BYTES)
+    stride = max(-(-object_bytes // align) * align, WORD_BYTES)
+    return stride, calculate_order(stride, max_order, min_objects)
+
+
+@entry
+def cache_create(words: Words, object_bytes: int, align: int, stride: int, order: int, flags: int, zone: int) -> int:
+    """Take a free descriptor and fill it in; return its word index, or ENOMEM if the table is full."""
+    lock(words)
+    index = 0
+    while index < words[H_NR_CACHES] and words[words[H_CACHES] + index * CACHE_WORDS + C_STATE] != CACHE_FREE:
+        index += 1
+    if index == words[H_MAX_CACHES]:
+        unlock(words)
+        return ENOMEM
+    words[H_NR_CACHES] = max(words[H_NR_CACHES], index + 1)
+    c = words[H_CACHES] + index * CACHE_WORDS
+    words[c : c + CACHE_WORDS] = 0
+    objects = (PAGE_BYTES << order) // stride
+    words[c + C_OBJECT_BYTES] = object_bytes
+    words[c + C_STRIDE_BYTES] = stride
+    words[c + C_ALIGN_BYTES] = align
+    words[c + C_ORDER] = order
+    while order > 0 and PAGE_BYTES << (order - 1) >= stride:
+        order -= 1
+    words[c + C_MIN_ORDER] = order
+    words[c + C_OBJECTS] = objects
+    words[c + C_RECIPROCAL] = ((1 << RECIPROCAL_SHIFT) + stride - 1) // stride
+    words[c + C_FLAGS] = flags | (CF_EXTERNAL_MAP if objects > PAGE_MAP_BITS else 0)
+    words[c + C_ZONE] = zone
+    half_log = 0
+    while 1 << (2 * (half_log + 1)) <= stride:
+        half_log += 1
+    words[c + C_MIN_PARTIAL] = min(max(half_log, MIN_PARTIAL_LOW), MIN_PARTIAL_HIGH)
+    words[c + C_STATE] = CACHE_LIVE
+    unlock(words)
+    return c
+
+
+@kernel
+def shrink_locked(words: Words, c: int) -> int:
+    """Give every empty slab back, the active one included; return how many pages that were."""
+    active = words[c + C_ACTIVE]
+    if active != 0 and inuse_of(words[page_at(words, active) + PG_INFO]) == 0:
+        words[c + C_ACTIVE] = 0
+        slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, active)
+    pages = 0
+    pfn = first(words, c + C_EMPTY)
+    while pfn != 0:
+        pages += 1 << order_at(words, pfn)
+        slab_list_remove(words, c, C_EMPTY, C_NR_EMPTY, pfn)
+        release_slab_locked(words, c, pfn)
+        pfn = first(words, c + C_EMPTY)
+    return pages
+
+
+@entry
+def shrink_all_locked(words: Words) -> int:
+    """Shrink every cache, the internal one last, as the others release its objects; return the pages given back."""
+    pages = 0
+    for index in range(words[H_NR_CACHES] - 1, -1, -1):
+        c = words[H_CACHES] + index * CACHE_WORDS
+        if words[c + C_STATE] == CACHE_LIVE:
+            pages += shrink_locked(words, c)
+    return pages
+
+
+@entry
+def cache_shrink(words: Words, c: int) -> int:
+    """Shrink one cache; return the pages given back."""
+    lock(words)
+    pages = shrink_locked(words, c)
+    unlock(words)
+    return pages
+
+
+@entry
+def cache_destroy(words: Words, c: int) -> int:
+    """Give all slabs and the descriptor back; EBUSY, with nothing changed, while objects are in use."""
+    lock(words)
+    if words[c + C_ALLOCS] != words[c + C_FREES] or words[c + C_NR_CONSTRUCTING] != 0:
+        unlock(words)
+        return EBUSY
+    shrink_locked(words, c)
+    words[c + C_STATE] = CACHE_FREE
+    unlock(words)
+    return OK
+
+
+@entry
+def construct_begin(words: Words, c: int) -> int:
+    """Make a slab whose objects are all with the constructor; return its pfn or ENOMEM."""
+    lock(words)
+    pfn = new_slab_locked(words, c)
+    if pfn > 0:
+        page = page_at(words, pfn)
+        objects = objects_of(words[page + PG_INFO])
+        words[page + PG_INFO] |= PAGE_CONSTRUCTING
+        words[page + PG_INFO] += objects << INUSE_SHIFT
+        fill_map(words, c, page, 0)
+        words[c + C_NR_CONSTRUCTING] += 1
+    unlock(words)
+    return pfn
+
+
+@kernel
+def _construct_end(words: Words, c: int, pfn: int) -> None:
+    page = page_at(words, pfn)
+    failed = words[page + PG_INFO] & PAGE_FAILED
+    words[page + PG_INFO] &= ~(PAGE_CONSTRUCTING | PAGE_FAILED)
+    words[c + C_NR_CONSTRUCTING] -= 1
+    if failed != 0:
+        release_slab_locked(words, c, pfn)
+    else:
+        fill_map(words, c, page, 1)
+        slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
+
+
+@entry
+def construct_put(words: Words, offset: int) -> int:
+    """Take one object back from the constructor; the last one publishes or releases the slab."""
+    pfn = offset >> PAGE_SHIFT
+    lock(words)
+    if kind_of(words, pfn) != KIND_SLAB:
+        pfn = words[page_at(words, pfn) + PG_LINK]
+    page = page_at(words, pfn)
+    words[page + PG_INFO] -= INUSE_ONE
+    if inuse_of(words[page + PG_INFO]) == 0:
+        _construct_end(words, cache_of(words, pfn), pfn)
+    unlock(words)
+    return OK
+
+
+@entry
+def construct_fail(words: Words, pfn: int, never_leased: int) -> int:
+    """The constructor raised: the slab goes back once its leased objects have; ``never_leased`` others go now."""
+    lock(words)
+    page = page_at(words, pfn)
+    words[page + PG_INFO] |= PAGE_FAILED
+    words[page + PG_INFO] -= never_leased * INUSE_ONE
+    if inuse_of(words[page + PG_INFO]) == 0:
+        _construct_end(words, cache_of(words, pfn), pfn)
+    unlock(words)
+    return OK
+
+
+@entry
+def next_slab(words: Words, c: int, pfn: int) -> int:
+    """Return the first slab of cache ``c`` at or behind ``pfn``, 0 if there is none."""
+    zone = zone_at(words[c + C_ZONE])
+    pfn = max(pfn, words[zone + Z_START_PFN])
+    while pfn < words[zone + Z_FRONTIER_PFN]:
+        if kind_of(words, pfn) == KIND_SLAB and cache_of(words, pfn) == c:
+            return pfn
+        pfn += pages_at(words, pfn)
+    return 0
+
+
+@entry
+def next_live_object(words: Words, c: int, offset: int) -> int:
+    """Return the first object in use of cache ``c`` at or behind ``offset``, 0 if there is none."""
+    lock(words)
+    found = 0
+    pfn = next_slab(words, c, offset >> PAGE_SHIFT >> MAX_SLAB_ORDER << MAX_SLAB_ORDER)
+    while pfn != 0 and found == 0:
+        page = page_at(words, pfn)
+        at = map_at(words, c, page)
+        for index in range(objects_of(words[page + PG_INFO])):
+            where = (pfn << PAGE_SHIFT) + index * words[c + C_STRIDE_BYTES]
+            if where >= offset and found == 0 and words[at + (index >> 6)] & bit(index & 63) == 0:
+                found = where
+        pfn = next_slab(words, c, pfn + pages_at(words, pfn))
+    unlock(words)
+    return found
+
+
+@kernel
+def _validate_slab(words: Words, c: int, pfn: int) -> int:
+    page = page_at(words, pfn)
+    info = words[page + PG_INFO]
+    objects = objects_of(info)
+    free = 0
+    for k in range(map_words_of(words, c)):
+        free += popcount(words[map_at(words, c, page) + k])
+    if info & PAGE_CONSTRUCTING:
+        return OK if free == 0 and inuse_of(info) <= objects else BAD_SLAB_MAP
+    if objects != (PAGE_BYTES << order_at(words, pfn)) // words[c + C_STRIDE_BYTES]:
+        return BAD_SLAB_COUNT
+    if free + inuse_of(info) != objects:
+        return BAD_SLAB_MAP
+    listed = info & PAGE_LISTED != 0
+    if words[c + C_ACTIVE] == pfn or inuse_of(info) == objects:
+        return BAD_SLAB_LIST if listed else OK
+    return OK if listed else BAD_SLAB_LIST
+
+
+@kernel
+def _validate_list(words: Words, c: int, list_field: int, count_field: int, empty: int) -> int:
+    links = words[H_MEMMAP] + PG_LINK
+    count = words[c + count_field]
+    if count_list(words, c + list_field, links, PAGE_STRUCT_WORDS, count) != count:
+        return BAD_SLAB_LIST
+    pfn = first(words, c + list_field)
+    while pfn != 0:
+        if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
+            return BAD_SLAB_LIST
+        if (inuse_of(words[page_at(words, pfn) + PG_INFO]) == 0) != (empty == 1):
+            return BAD_SLAB_LIST
+        pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
+    return OK
+
+
+@kernel
+def _validate_cache_locked(words: Words, c: int) -> int:
+    status = _validate_list(words, c, C_PARTIAL, C_NR_PARTIAL, 0)
+    if status == OK:
+        status = _validate_list(words, c, C_EMPTY, C_NR_EMPTY, 1)
+    slabs = 0
+    inuse = 0
+    listed = 0
+    pfn = next_slab(words, c, 0)
+    while pfn != 0 and status == OK:
+        status = _validate_slab(words, c, pfn)
+        info = words[page_at(words, pfn) + PG_INFO]
+        slabs += 1
+        listed += 1 if info & PAGE_LISTED else 0
+        inuse += 0 if info & PAGE_CONSTRUCTING else info >> INUSE_SHIFT & INUSE_MASK
+        pfn = next_slab(words, c, pfn + pages_at(words, pfn))
+    if status != OK:
+        return status
+    if slabs != words[c + C_NR_SLABS] or listed != words[c + C_NR_PARTIAL] + words[c + C_NR_EMPTY]:
+        return BAD_SLAB_COUNT
+    return OK if inuse == words[c + C_ALLOCS] - words[c + C_FREES] else BAD_CACHE_SUM
+
+
+@entry
+def validate_cache(words: Words, c: int) -> int:
+    """Check the invariants of slabs and lists of one cache; OK, the broken one, or EINVAL if it is not live."""
+    lock(words)
+    status = _validate_cache_locked(words, c) if words[c + C_STATE] == CACHE_LIVE else EINVAL
+    unlock(words)
+    return status
+
+
+@entry
+def validate_caches(words: Words) -> int:
+    """Check every cache, and that every slab belongs to a live one; OK or the broken invariant."""
+    lock(words)
+    status = OK
+    for index in range(words[H_NR_CACHES]):
+        c = words[H_CACHES] + index * CACHE_WORDS
+        if status == OK and words[c + C_STATE] == CACHE_LIVE:
+            status = _validate_cache_locked(words, c)
+    for zone in range(words[H_NR_ZONES]):
+        pfn = words[zone_at(zone) + Z_START_PFN]
+        while pfn < words[zone_at(zone) + Z_FRONTIER_PFN]:
+            if kind_of(words, pfn) == KIND_SLAB and words[cache_of(words, pfn) + C_STATE] != CACHE_LIVE:
+                status = BAD_CACHE_SUM
+            pfn += pages_at(words, pfn)
+    unlock(words)
+    return status

@@ -1,0 +1,326 @@
+"""Where every word of an arena lives, and what its values mean.
+
+An arena is one reserved range, named by byte offsets from its start:
+
+    header | class table | cache table | resident map | vmalloc map | memmap | ... pages ... | vmalloc window
+
+A page frame number is ``offset >> PAGE_SHIFT`` of that range, so metadata pages are page frames too: reserved ones.
+The arena's ``size`` ends with the last page; the window behind it holds addresses, never memory of its own.
+
+May not: read or write anything but in :func:`format_words`, which lays out a fresh arena.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NamedTuple
+
+from realalloc.mm.jit import Words
+
+WORD_BYTES: Final = 8
+PAGE_SHIFT: Final = 12
+PAGE_BYTES: Final = 1 << PAGE_SHIFT
+PAGE_WORDS: Final = PAGE_BYTES // WORD_BYTES
+
+# Status codes: the only failures that a kernel knows. Errno values, as in the kernel.
+OK: Final = 0
+ENOMEM: Final = -12  # no memory for this request
+EAGAIN: Final = -11  # no constructed object: the caller must construct a slab, then ask again
+EBUSY: Final = -16  # still in use
+EINVAL: Final = -22  # not a live block of this kind here
+ESHUTDOWN: Final = -108  # the arena is closed
+
+# Broken invariants, as the walkers report them; the texts are in realalloc.errors.
+BAD_FREE_LIST: Final = -1001
+BAD_FREE_COUNT: Final = -1002
+BAD_UNMERGED: Final = -1003
+BAD_PAGE_SUM: Final = -1004
+BAD_PAGE_STATE: Final = -1005
+BAD_COMMITTED: Final = -1006
+BAD_SLAB_COUNT: Final = -1011
+BAD_SLAB_LIST: Final = -1012
+BAD_SLAB_MAP: Final = -1013
+BAD_CACHE_SUM: Final = -1014
+BAD_AREA: Final = -1021
+BAD_AREA_BLOCKS: Final = -1022
+BAD_AREA_SUM: Final = -1023
+BAD_POOL: Final = -1031
+BAD_POOL_ELEMENT: Final = -1032
+BAD_HEADER: Final = -1041
+
+# -- header: words 0..255 -------------------------------------------------------------------------------------------
+MAGIC: Final = 0x7265616C616C6C6F  # "realallo"
+H_MAGIC: Final = 0
+H_TOTAL_WORDS: Final = 1  # words of the whole range, window included
+H_END_PFN: Final = 2  # first pfn behind the arena
+H_LOCK: Final = 3  # 0 free, 1 held
+H_CLOSED: Final = 4
+H_LEASES: Final = 5  # live exporters; the mapping may not go while > 0
+H_LINGERING: Final = 6  # leases whose handle was freed while other views live
+H_OWNER: Final = 7  # address of the pinned mapping object (the one address in here: it belongs to the process)
+H_NR_ZONES: Final = 8
+H_MAX_ORDER: Final = 9
+H_MEMMAP: Final = 10  # word index of page frame 0's struct page
+H_RESMAP: Final = 11  # word index of the resident map, one bit a page
+H_CACHES: Final = 12  # word index of the cache table
+H_MAX_CACHES: Final = 13
+H_NR_CACHES: Final = 14  # slots ever used
+H_VMAP: Final = 15  # word index of the vmalloc map
+H_VM_START_BYTES: Final = 16  # offset of the vmalloc window
+H_VM_GRANULES: Final = 17
+H_VM_FRONTIER: Final = 18  # granules below it have been reached
+H_VM_FREE: Final = 19  # list head of free areas
+H_VM_LAZY: Final = 20  # list head of freed areas kept mapped
+H_VM_LAZY_PAGES: Final = 21
+H_VM_PAGES: Final = 22  # pages in live areas
+H_VM_AREAS: Final = 23  # live areas
+H_COMMITTED_PAGES: Final = 24  # pages whose resident bit is set
+H_PEAK_COMMITTED_PAGES: Final = 25
+H_ALLOCATED_PAGES: Final = 26
+H_PEAK_ALLOCATED_PAGES: Final = 27
+H_POOLS: Final = 28  # word index of the first mempool, 0 for none
+H_BAD_FREES: Final = 29  # refused frees of blocks that a lease gave back: always 0 in a sound arena
+H_META_PAGES: Final = 30
+H_FREEMAP_CACHE: Final = 31  # word index of the cache that serves free maps of tiny objects
+H_HUGE: Final = 32  # HUGE_* below
+H_BLOCKS: Final = 33  # live page blocks handed out by alloc_pages and large kmalloc
+H_MAX_RUN_FAILS: Final = 34
+
+HUGE_NEVER: Final = 0
+HUGE_AUTO: Final = 1
+HUGE_ALWAYS: Final = 2
+HUGE_ORDER: Final = 9  # 2 MiB
+
+# -- zones ----------------------------------------------------------------------------------------------------------
+ZONE_NORMAL: Final = 0
+ZONE_DMA: Final = 1  # the locked zone
+ZONES: Final = 64  # word index of zone 0
+ZONE_WORDS: Final = 64
+Z_START_PFN: Final = 0
+Z_END_PFN: Final = 1
+Z_FRONTIER_PFN: Final = 2  # pages behind it were never reached; implicitly free
+Z_LIMIT_PFN: Final = 3  # the frontier may not pass it
+Z_FREE_PAGES: Final = 4  # pages on the free lists:  start + listed free + allocated = frontier
+Z_ALLOCS: Final = 5
+Z_FREES: Final = 6
+Z_HEADS: Final = 16  # list heads by order
+Z_COUNTS: Final = 40  # blocks on each list
+MAX_MAX_ORDER: Final = 18
+
+# -- kmalloc class table --------------------------------------------------------------------------------------------
+KMALLOC_SIZES: Final = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
+KMALLOC_MAX_CACHE_BYTES: Final = 8192
+KMALLOC_TABLE: Final = 256  # word KMALLOC_TABLE + (bytes + 7) // 8: word index of the size class's cache
+KMALLOC_TABLE_WORDS: Final = KMALLOC_MAX_CACHE_BYTES // 8 + 1
+
+# -- kmem_cache: one descriptor -------------------------------------------------------------------------------------
+CACHE_WORDS: Final = 32
+C_STATE: Final = 0  # CACHE_*
+C_OBJECT_BYTES: Final = 1  # size asked for
+C_STRIDE_BYTES: Final = 2  # distance of two objects
+C_ALIGN_BYTES: Final = 3
+C_ORDER: Final = 4
+C_OBJECTS: Final = 5  # per slab
+C_RECIPROCAL: Final = 6  # ceil(2**RECIPROCAL_SHIFT / stride): index = bytes * it >> shift
+C_FLAGS: Final = 7
+C_ACTIVE: Final = 8  # pfn of the slab that serves, 0 for none
+C_PARTIAL: Final = 9  # list head: 0 < inuse < objects
+C_NR_PARTIAL: Final = 10
+C_EMPTY: Final = 11  # list head: inuse = 0, kept
+C_NR_EMPTY: Final = 12
+C_MIN_PARTIAL: Final = 13  # how many empty slabs are kept
+C_NR_SLABS: Final = 14
+C_ALLOCS: Final = 15  # objects in use = allocs - frees
+C_FREES: Final = 16
+C_SLAB_ALLOCS: Final = 17
+C_SLAB_FREES: Final = 18
+C_ZONE: Final = 19
+C_NR_CONSTRUCTING: Final = 20  # slabs whose objects are being constructed
+C_ORDER_FALLBACK: Final = 21
+C_MIN_ORDER: Final = 22
+C_NAME: Final = 24  # 8 words of utf-8, zero padded
+CACHE_NAME_BYTES: Final = 64
+CACHE_FREE: Final = 0
+CACHE_LIVE: Final = 1
+CF_CTOR: Final = 1  # slabs are made by the face, which runs the constructor
+CF_EXTERNAL_MAP: Final = 2  # free map in an object of its own
+RECIPROCAL_SHIFT: Final = 32
+PAGE_MAP_BITS: Final = 128  # free map bits that fit into the struct page
+EXTERNAL_MAP_BYTES: Final = 64
+MAX_OBJECTS: Final = EXTERNAL_MAP_BYTES * 8
+MAX_SLAB_ORDER: Final = 3
+MIN_PARTIAL_LOW: Final = 5
+MIN_PARTIAL_HIGH: Final = 10
+
+# -- struct page ----------------------------------------------------------------------------------------------------
+PAGE_STRUCT_WORDS: Final = 4
+PG_INFO: Final = 0  # kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | inuse 32..47 | objects 48..61
+PG_LINK: Final = 1  # next << 32 | prev, pfns; of a slab's tail page: pfn of the head; of a vmalloc block: next
+PG_MAP0: Final = 2  # slab: free map (1 = free), or word index of the external one; run: pages; area block: granule
+PG_MAP1: Final = 3
+KIND_MASK: Final = 15
+KIND_NONE: Final = 0  # reserved, never reached, or inside a block
+KIND_FREE: Final = 1
+KIND_PAGES: Final = 2
+KIND_LARGE: Final = 3  # kmalloc above the largest cache
+KIND_RUN: Final = 4  # any number of contiguous pages
+KIND_SLAB: Final = 5
+KIND_TAIL: Final = 6  # second and later page of a slab
+KIND_AREA: Final = 7  # block of a vmalloc area
+ORDER_SHIFT: Final = 4
+ORDER_MASK: Final = 31
+ZONE_SHIFT: Final = 9
+ZONE_MASK: Final = 3
+PAGE_LISTED: Final = 1 << 11  # slab is on the partial or the empty list
+PAGE_CONSTRUCTING: Final = 1 << 12  # objects are with the constructor; inuse counts those not yet returned
+PAGE_FAILED: Final = 1 << 13  # the constructor raised: give the slab back when the last object returns
+CACHE_SHIFT: Final = 16
+CACHE_MASK: Final = 0xFFFF
+INUSE_SHIFT: Final = 32
+INUSE_ONE: Final = 1 << INUSE_SHIFT
+INUSE_MASK: Final = 0xFFFF
+OBJECTS_SHIFT: Final = 48
+OBJECTS_MASK: Final = 0x3FFF
+
+# -- vmalloc map: one record a granule of the window ------------------------------------------------------------------
+GRANULE_PAGES: Final = 16
+GRANULE_SHIFT: Final = PAGE_SHIFT + 4
+GRANULE_BYTES: Final = 1 << GRANULE_SHIFT
+AREA_WORDS: Final = 8
+V_INFO: Final = 0  # area kind 0..3 | granules << 4, in the first granule of an area
+V_LINK: Final = 1  # next << 32 | prev, granules (free and lazy lists)
+V_PAGES: Final = 2
+V_FIRST: Final = 3  # pfn of the first block; blocks are chained by PG_LINK
+V_BYTES: Final = 4  # size asked for
+V_TAG: Final = 5  # in the last granule of an area: its granules, so that the area behind can find this one
+AREA_KIND_MASK: Final = 15
+AREA_GRANULES_SHIFT: Final = 4
+AREA_NONE: Final = 0
+AREA_FREE: Final = 1
+AREA_LIVE: Final = 2
+AREA_LAZY: Final = 3
+WINDOW_FACTOR: Final = 2  # addresses in the window per byte of arena
+
+# -- mempool descriptor (a kmalloc'ed block) ---------------------------------------------------------------------------
+POOL_WORDS: Final = 24
+P_NEXT: Final = 0  # word index of the next pool
+P_MIN_NR: Final = 1
+P_CURR_NR: Final = 2
+P_BACKING: Final = 3  # BACKING_*
+P_ARG: Final = 4  # bytes, word index of the cache, or order
+P_ELEMENTS_BYTES: Final = 5  # offset of the array of element offsets
+P_CAPACITY: Final = 6
+P_ALLOC_FIRST: Final = 7
+P_MISSING: Final = 8  # elements that a failed top-up still owes the reserve
+P_SEQ: Final = 9  # grows with each element that comes back: what waiters sleep on
+P_WAITERS: Final = 10
+P_GETS_RESERVE: Final = 11
+P_GETS_ALLOC: Final = 12
+P_PUTS_RESERVE: Final = 13
+P_PUTS_FREE: Final = 14
+P_FAILS: Final = 15
+P_LOW: Final = 16  # fewest elements the reserve ever held
+P_ZONE: Final = 17
+P_ELEMENT_BYTES: Final = 18
+BACKING_KMALLOC: Final = 0
+BACKING_CACHE: Final = 1
+BACKING_PAGES: Final = 2
+
+# gfp bits that kernels look at; the full set is in realalloc.gfp
+GFP_DMA_BIT: Final = 0x01
+GFP_ZERO_BIT: Final = 0x100
+
+LIST_PREV_MASK: Final = 0xFFFFFFFF
+
+# Relations that the code above and below relies on.
+assert ZONES + 2 * ZONE_WORDS <= KMALLOC_TABLE
+assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
+assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
+assert H_MAX_RUN_FAILS < ZONES
+assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
+assert MAX_MAX_ORDER <= ORDER_MASK
+assert PAGE_BYTES // KMALLOC_SIZES[0] <= MAX_OBJECTS  # an order-0 slab of the smallest class fits its free map
+assert KMALLOC_SIZES[-1] == KMALLOC_MAX_CACHE_BYTES == 2 * PAGE_BYTES
+assert (PAGE_BYTES << MAX_SLAB_ORDER) < 1 << (RECIPROCAL_SHIFT // 2)  # the reciprocal is exact below 2**16
+
+
+class Plan(NamedTuple):
+    """The geometry of one arena; word indices, page frame numbers and bytes."""
+
+    end_pfn: int
+    max_order: int
+    max_caches: int
+    caches: int
+    resmap: int
+    vmap: int
+    memmap: int
+    meta_pages: int
+    dma_end_pfn: int
+    limit_pages: int
+    window_start_bytes: int
+    granules: int
+    total_bytes: int
+
+    @property
+    def align_bytes(self) -> int:
+        """Alignment that the range needs, so that every block is aligned to its size."""
+        return PAGE_BYTES << max(self.max_order, HUGE_ORDER)
+
+
+def _pages(nbytes: int) -> int:
+    return (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
+
+
+def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | None) -> Plan:
+    """Lay out an arena of ``size_bytes``; metadata come first, each table on pages of its own, touched when reached."""
+    end_pfn = size_bytes >> PAGE_SHIFT
+    max_caches = 128 if end_pfn < 1 << 14 else 1024
+    block = PAGE_BYTES << max(max_order, HUGE_ORDER)
+    window_start = -(-(end_pfn << PAGE_SHIFT) // block) * block
+    granules = max(64, WINDOW_FACTOR * end_pfn // GRANULE_PAGES)
+    caches = (KMALLOC_TABLE + KMALLOC_TABLE_WORDS + PAGE_WORDS - 1) // PAGE_WORDS * PAGE_WORDS
+    resmap = caches + max_caches * CACHE_WORDS
+    vmap = resmap + _pages(end_pfn // 8 + 1) * PAGE_WORDS
+    memmap = vmap + _pages(granules * AREA_WORDS * WORD_BYTES) * PAGE_WORDS
+    meta_pages = memmap // PAGE_WORDS + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES)
+    dma_end = meta_pages + _pages(dma_bytes)
+    limit_pages = end_pfn if limit_bytes is None else limit_bytes >> PAGE_SHIFT
+    return Plan(
+        end_pfn, max_order, max_caches, caches, resmap, vmap, memmap, meta_pages, dma_end, limit_pages,
+        window_start, granules, window_start + granules * GRANULE_BYTES,
+    )  # fmt: skip
+
+
+def _format_zone(words: Words, zone: int, start_pfn: int, end_pfn: int, limit_pfn: int) -> None:
+    at = ZONES + zone * ZONE_WORDS
+    words[at + Z_START_PFN] = start_pfn
+    words[at + Z_END_PFN] = end_pfn
+    words[at + Z_FRONTIER_PFN] = start_pfn
+    words[at + Z_LIMIT_PFN] = limit_pfn
+
+
+def format_words(words: Words, made: Plan, huge: int) -> None:
+    """Write the header of a fresh (all zero) range. Caches are made afterwards, by ``kmalloc.create_classes``."""
+    words[H_TOTAL_WORDS] = made.total_bytes // WORD_BYTES
+    words[H_END_PFN] = made.end_pfn
+    words[H_MAX_ORDER] = made.max_order
+    words[H_MEMMAP] = made.memmap
+    words[H_RESMAP] = made.resmap
+    words[H_CACHES] = made.caches
+    words[H_MAX_CACHES] = made.max_caches
+    words[H_VMAP] = made.vmap
+    words[H_VM_START_BYTES] = made.window_start_bytes
+    words[H_VM_GRANULES] = made.granules
+    words[H_VM_FRONTIER] = 1  # granule 0 is never used: NULL of the lists
+    words[H_META_PAGES] = made.meta_pages
+    words[H_HUGE] = huge
+    words[H_NR_ZONES] = 2 if made.dma_end_pfn > made.meta_pages else 1
+    limit = min(made.end_pfn, made.dma_end_pfn + made.limit_pages)
+    _format_zone(words, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn, limit)
+    _format_zone(words, ZONE_DMA, made.meta_pages, made.dma_end_pfn, made.dma_end_pfn)
+    words[H_MAGIC] = MAGIC
+
+
+def slab_min_objects() -> int:
+    """Objects that a slab should hold: the kernel's ``4 * (fls(nr_cpus) + 1)``."""
+    return 4 * ((os.cpu_count() or 1).bit_length() + 1)

@@ -1,0 +1,224 @@
+"""The verbs of the page allocator: blocks, runs of any length, single pages in bulk.
+
+A run of ``n`` contiguous pages up to the largest block is cut from one (kernel: alloc_pages_exact); a longer one is made of
+adjacent free blocks of the largest order, found from the zone's start, the frontier included (alloc_contig_pages).
+Guarantees: ENOMEM takes nothing; lazy areas and empty slabs are reclaimed once before it is said.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.bits import order_of_pages
+from realalloc.mm.buddy import (
+    account_allocated,
+    alloc_block_locked,
+    free_block_locked,
+    free_span_locked,
+    grow,
+    is_free_block,
+    list_remove,
+)
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    EINVAL,
+    ENOMEM,
+    GFP_DMA_BIT,
+    GFP_ZERO_BIT,
+    H_BLOCKS,
+    H_CLOSED,
+    H_MAX_ORDER,
+    H_NR_ZONES,
+    KIND_FREE,
+    KIND_MASK,
+    KIND_NONE,
+    KIND_PAGES,
+    KIND_RUN,
+    OK,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    PG_INFO,
+    PG_LINK,
+    PG_MAP0,
+    ZONE_DMA,
+    ZONE_MASK,
+    ZONE_NORMAL,
+    ZONE_SHIFT,
+    Z_ALLOCS,
+    Z_FREES,
+    Z_FREE_PAGES,
+    Z_FRONTIER_PFN,
+    Z_START_PFN,
+)
+from realalloc.mm.pages import kind_of, order_at, page_at, set_resident_locked, zero_pages, zone_at
+from realalloc.mm.reclaim import reclaim_locked
+
+
+@kernel
+def _find_run(words: Words, zone: int, pages: int) -> int:
+    """Find free contiguous pages that begin with a block of the largest order; return the first pfn or 0."""
+    z = zone_at(zone)
+    step = 1 << words[H_MAX_ORDER]
+    begin = -1
+    pfn = (words[z + Z_START_PFN] + step - 1) & ~(step - 1)
+    while pfn + step <= words[z + Z_FRONTIER_PFN]:
+        if is_free_block(words, zone, pfn, words[H_MAX_ORDER]) == 0:
+            begin = -1
+        else:
+            begin = pfn if begin < 0 else begin
+            if pfn + step - begin >= pages:
+                return begin
+        pfn += step
+    if begin < 0:
+        begin = pfn
+    while words[z + Z_FRONTIER_PFN] - begin < pages:  # the run ends at the frontier, or begins there
+        if grow(words, zone) == 0:
+            return 0
+    return begin
+
+
+@kernel
+def _claim(words: Words, zone: int, pfn: int, pages: int) -> None:
+    """Take free blocks off the lists from ``pfn`` on, until ``pages`` pages are covered; the rest goes back."""
+    end = pfn + pages
+    at = pfn
+    while at < end:
+        order = words[page_at(words, at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+        list_remove(words, zone, at, order)
+        at += 1 << order
+    z = zone_at(zone)
+    words[z + Z_FREE_PAGES] -= at - pfn
+    account_allocated(words, at - pfn)
+    free_span_locked(words, zone, end, at - end)
+
+
+@kernel
+def _run_is_free(words: Words, zone: int, pfn: int, pages: int) -> int:
+    """Check that free blocks cover the run without a hole."""
+    at = pfn
+    while at < pfn + pages:
+        info = words[page_at(words, at) + PG_INFO]
+        if info & KIND_MASK != KIND_FREE or info >> ZONE_SHIFT & ZONE_MASK != zone:
+            return 0
+        at += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
+    return 1
+
+
+@entry
+def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
+    """Allocate any number of contiguous pages; return the first pfn or ENOMEM (kernel: alloc_contig_pages)."""
+    if pages <= 0:
+        return EINVAL
+    order = order_of_pages(pages)
+    if order <= words[H_MAX_ORDER]:  # alloc_pages_exact: the tail of a block goes back
+        pfn = alloc_block_locked(words, zone, order, KIND_RUN, zero)
+        if pfn < 0:
+            return pfn
+        free_span_locked(words, zone, pfn + pages, (1 << order) - pages)
+    else:
+        pfn = _find_run(words, zone, pages)
+        if pfn == 0 or _run_is_free(words, zone, pfn, pages) == 0:
+            return ENOMEM
+        _claim(words, zone, pfn, pages)
+        words[zone_at(zone) + Z_ALLOCS] += 1
+        if zero != 0:
+            zero_pages(words, pfn, pages)
+        set_resident_locked(words, pfn, pages)
+    page = page_at(words, pfn)
+    words[page + PG_INFO] = KIND_RUN | zone << ZONE_SHIFT
+    words[page + PG_LINK] = 0
+    words[page + PG_MAP0] = pages
+    return pfn
+
+
+@kernel
+def free_run_locked(words: Words, pfn: int) -> None:
+    """Free a run whose first page is ``pfn``."""
+    page = page_at(words, pfn)
+    zone = words[page + PG_INFO] >> ZONE_SHIFT & ZONE_MASK
+    words[page + PG_INFO] = KIND_NONE
+    words[zone_at(zone) + Z_FREES] += 1
+    free_span_locked(words, zone, pfn, words[page + PG_MAP0])
+
+
+@kernel
+def zone_for(words: Words, gfp: int) -> int:
+    """Return the zone that the flags ask for, -1 if this arena has no such zone."""
+    if gfp & GFP_DMA_BIT == 0:
+        return ZONE_NORMAL
+    return ZONE_DMA if words[H_NR_ZONES] > 1 else -1
+
+
+@entry
+def alloc_pages(words: Words, order: int, gfp: int) -> int:
+    """Return the pfn of a block of ``1 << order`` pages, aligned to its size, or ENOMEM."""
+    zone = zone_for(words, gfp)
+    if order < 0 or zone < 0 or words[H_CLOSED] != 0:
+        return ENOMEM
+    lock(words)
+    pfn = alloc_block_locked(words, zone, order, KIND_PAGES, gfp & GFP_ZERO_BIT)
+    if pfn < 0 and order <= words[H_MAX_ORDER] and reclaim_locked(words) > 0:
+        pfn = alloc_block_locked(words, zone, order, KIND_PAGES, gfp & GFP_ZERO_BIT)
+    if pfn > 0:
+        words[H_BLOCKS] += 1
+    unlock(words)
+    return pfn
+
+
+@entry
+def alloc_run(words: Words, pages: int, gfp: int) -> int:
+    """Return the first pfn of any number of contiguous pages, or ENOMEM."""
+    zone = zone_for(words, gfp)
+    if pages <= 0 or zone < 0 or words[H_CLOSED] != 0:
+        return ENOMEM
+    lock(words)
+    pfn = alloc_run_locked(words, zone, pages, gfp & GFP_ZERO_BIT)
+    if pfn < 0 and reclaim_locked(words) > 0:
+        pfn = alloc_run_locked(words, zone, pages, gfp & GFP_ZERO_BIT)
+    if pfn > 0:
+        words[H_BLOCKS] += 1
+    unlock(words)
+    return pfn
+
+
+@kernel
+def free_any_block_locked(words: Words, pfn: int) -> None:
+    """Free the block or run that begins at ``pfn``; the caller has checked that there is one."""
+    words[H_BLOCKS] -= 1
+    if kind_of(words, pfn) == KIND_RUN:
+        free_run_locked(words, pfn)
+    else:
+        free_block_locked(words, pfn)
+
+
+@entry
+def free_pages(words: Words, pfn: int, order: int) -> int:
+    """Free a block from :func:`alloc_pages`; EINVAL if it is none or its order is another (-1: any, runs too)."""
+    status = EINVAL
+    lock(words)
+    kind = kind_of(words, pfn)
+    if (kind == KIND_RUN and order == -1) or (kind == KIND_PAGES and order in (-1, order_at(words, pfn))):
+        free_any_block_locked(words, pfn)
+        status = OK
+    unlock(words)
+    return status
+
+
+@entry
+def alloc_pages_bulk(words: Words, count: int, gfp: int, out: Words) -> int:
+    """Fill ``out[:count]`` with pfns of single pages; return how many there were (kernel: alloc_pages_bulk)."""
+    zone = zone_for(words, gfp)
+    if zone < 0 or words[H_CLOSED] != 0:
+        return 0
+    lock(words)
+    done = 0
+    while done < count:
+        pfn = alloc_block_locked(words, zone, 0, KIND_PAGES, gfp & GFP_ZERO_BIT)
+        if pfn < 0 and reclaim_locked(words) > 0:
+            pfn = alloc_block_locked(words, zone, 0, KIND_PAGES, gfp & GFP_ZERO_BIT)
+        if pfn < 0:
+            break
+        out[done] = pfn
+        done += 1
+    words[H_BLOCKS] += done
+    unlock(words)
+    return done

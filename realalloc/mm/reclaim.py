@@ -1,0 +1,137 @@
+"""Memory that goes back: lazy areas and empty slabs to the buddy, free pages to the operating system.
+
+``reclaim_locked`` is what an allocation does before it says ENOMEM. Trimming drops the memory of free pages in runs, a
+bounded stretch for each time the lock is held, and finally lowers the frontier over free blocks that hold no memory, with
+the memmap behind it: an arena in which everything was freed is again what it was at the start.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import address_of, lock, unlock
+from realalloc.mm.bits import ctz
+from realalloc.mm.buddy import list_remove
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.kmem_cache import shrink_all_locked
+from realalloc.mm.layout import (
+    HUGE_AUTO,
+    HUGE_ORDER,
+    H_HUGE,
+    H_MAX_ORDER,
+    H_META_PAGES,
+    H_VM_LAZY_PAGES,
+    KIND_FREE,
+    OK,
+    PAGE_SHIFT,
+    PAGE_WORDS,
+    Z_FREE_PAGES,
+    Z_FRONTIER_PFN,
+    Z_START_PFN,
+)
+from realalloc.mm.pages import (
+    clear_resident_locked,
+    count_resident,
+    is_resident,
+    kind_of,
+    order_at,
+    page_at,
+    pages_at,
+    zone_at,
+)
+from realalloc.mm.prim import MADV_DONTNEED, MADV_NOHUGEPAGE, madvise
+from realalloc.mm.vmalloc import purge_lazy_locked
+
+
+TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held
+HUGE_PAGES = 1 << HUGE_ORDER
+
+
+@entry
+def reclaim_locked(words: Words) -> int:
+    """Take back what is only kept for speed: lazy areas, empty slabs; return the pages."""
+    return (purge_lazy_locked(words, 0) if words[H_VM_LAZY_PAGES] > 0 else 0) + shrink_all_locked(words)
+
+
+@entry
+def reclaim(words: Words) -> int:
+    """Take back lazy areas and empty slabs, dropping the memory of the areas; return the pages."""
+    lock(words)
+    pages = purge_lazy_locked(words, 1) + shrink_all_locked(words)
+    unlock(words)
+    return pages
+
+
+@kernel
+def _drop(words: Words, pfn: int, pages: int) -> int:
+    """Give the memory of free pages back, run by run of resident ones; return how many pages that were."""
+    base = address_of(words)
+    if words[H_HUGE] == HUGE_AUTO and pages >= HUGE_PAGES:
+        madvise(base + (pfn << PAGE_SHIFT), pages << PAGE_SHIFT, MADV_NOHUGEPAGE)
+    end = pfn + pages
+    dropped = 0
+    while pfn < end:
+        begin = pfn
+        while pfn < end and is_resident(words, pfn) == 1:
+            pfn += 1
+        if pfn > begin and madvise(base + (begin << PAGE_SHIFT), (pfn - begin) << PAGE_SHIFT, MADV_DONTNEED) == OK:
+            dropped += clear_resident_locked(words, begin, pfn - begin)
+        while pfn < end and is_resident(words, pfn) == 0:
+            pfn += 1
+    return dropped
+
+
+@entry
+def trim_span(words: Words, zone: int, pfn: int, out: Words) -> int:
+    """Give back the memory of free pages behind ``pfn``, a bounded stretch of them. ``out[0]`` counts pages given back;
+    return where to go on, 0 at the end. The lock is not held between two stretches.
+    """
+    lock(words)
+    end = words[zone_at(zone) + Z_FRONTIER_PFN]
+    pfn = max(pfn, words[zone_at(zone) + Z_START_PFN])
+    stop = min(end, pfn + TRIM_SPAN_PAGES)
+    while pfn < stop:
+        begin = pfn
+        while pfn < stop and kind_of(words, pfn) == KIND_FREE:
+            pfn += 1 << order_at(words, pfn)
+        if pfn > begin:
+            out[0] += _drop(words, begin, pfn - begin)
+        else:  # the stretch may begin inside a block, whose pages are stepped over one by one
+            pfn += pages_at(words, pfn)
+    result = pfn if pfn < end else 0
+    unlock(words)
+    return result
+
+
+@kernel
+def _last_free_block(words: Words, zone: int) -> int:
+    """Return the free block without memory that ends at the frontier, 0 if there is none."""
+    z = zone_at(zone)
+    end = words[z + Z_FRONTIER_PFN]
+    for order in range(min(words[H_MAX_ORDER], ctz(end)), -1, -1):
+        pfn = end - (1 << order)
+        if pfn >= words[z + Z_START_PFN] and kind_of(words, pfn) == KIND_FREE and order_at(words, pfn) == order:
+            return pfn if count_resident(words, pfn, end) == 0 else 0
+    return 0
+
+
+@entry
+def retreat(words: Words, zone: int) -> int:
+    """Lower a zone's frontier over free blocks that hold no memory, and drop the memmap behind it; return its pfn.
+
+    Only for the last zone: the memmap behind its frontier describes nothing.
+    """
+    lock(words)
+    z = zone_at(zone)
+    pfn = _last_free_block(words, zone)
+    while pfn != 0:
+        order = order_at(words, pfn)
+        list_remove(words, zone, pfn, order)
+        words[z + Z_FREE_PAGES] -= 1 << order
+        words[z + Z_FRONTIER_PFN] = pfn
+        pfn = _last_free_block(words, zone)
+    frontier = words[z + Z_FRONTIER_PFN]
+    begin = (page_at(words, frontier) + PAGE_WORDS - 1) // PAGE_WORDS
+    end = words[H_META_PAGES]
+    if begin < end:
+        madvise(address_of(words) + (begin << PAGE_SHIFT), (end - begin) << PAGE_SHIFT, MADV_DONTNEED)
+    unlock(words)
+    return frontier

@@ -1,0 +1,417 @@
+"""Slabs: blocks of pages cut into objects of one cache, and the way an object goes out and comes back.
+
+1. Which objects are free is a bitmap outside the objects: in the struct page (up to 128 objects), else in an object of
+   the internal ``freemap`` cache. A stray write into a freed object breaks nothing here, and a double free is a bit that
+   is already set: exact, always on.
+2. One slab per cache is *active* and serves until it is full. A full slab is on no list; its first free puts it on the
+   partial list; its last free makes it empty. Up to C_MIN_PARTIAL empty slabs are kept, further ones go to the buddy.
+
+Invariant, per slab:   set bits of the free map + inuse = objects
+Invariant, per cache:  allocs - frees = sum of inuse over its slabs
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.bits import bit, ctz, low_mask
+from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.freelist import first, push_front, remove
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    CACHE_MASK,
+    CACHE_SHIFT,
+    CACHE_WORDS,
+    CF_CTOR,
+    CF_EXTERNAL_MAP,
+    C_ACTIVE,
+    C_ALLOCS,
+    C_EMPTY,
+    C_FLAGS,
+    C_FREES,
+    C_MIN_ORDER,
+    C_MIN_PARTIAL,
+    C_NR_EMPTY,
+    C_NR_PARTIAL,
+    C_NR_SLABS,
+    C_ORDER,
+    C_ORDER_FALLBACK,
+    C_PARTIAL,
+    C_RECIPROCAL,
+    C_SLAB_ALLOCS,
+    C_SLAB_FREES,
+    C_STRIDE_BYTES,
+    C_ZONE,
+    EAGAIN,
+    EINVAL,
+    ENOMEM,
+    EXTERNAL_MAP_BYTES,
+    H_CACHES,
+    H_CLOSED,
+    H_END_PFN,
+    H_FREEMAP_CACHE,
+    H_MEMMAP,
+    INUSE_MASK,
+    INUSE_ONE,
+    INUSE_SHIFT,
+    KIND_MASK,
+    KIND_NONE,
+    KIND_SLAB,
+    KIND_TAIL,
+    OBJECTS_MASK,
+    OBJECTS_SHIFT,
+    OK,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    PAGE_BYTES,
+    PAGE_CONSTRUCTING,
+    PAGE_LISTED,
+    PAGE_MAP_BITS,
+    PAGE_SHIFT,
+    PAGE_STRUCT_WORDS,
+    PG_INFO,
+    PG_LINK,
+    PG_MAP0,
+    RECIPROCAL_SHIFT,
+    WORD_BYTES,
+)
+from realalloc.mm.pages import page_at
+
+
+@kernel
+def inuse_of(info: int) -> int:
+    """Return how many objects of a slab are out."""
+    return info >> INUSE_SHIFT & INUSE_MASK
+
+
+@kernel
+def objects_of(info: int) -> int:
+    """Return how many objects a slab has."""
+    return info >> OBJECTS_SHIFT & OBJECTS_MASK
+
+
+@kernel
+def map_at(words: Words, c: int, page: int) -> int:
+    """Return the word index of a slab's free map."""
+    return words[page + PG_MAP0] if words[c + C_FLAGS] & CF_EXTERNAL_MAP else page + PG_MAP0
+
+
+@kernel
+def map_words_of(words: Words, c: int) -> int:
+    """Return how many words a slab's free map has."""
+    return EXTERNAL_MAP_BYTES // WORD_BYTES if words[c + C_FLAGS] & CF_EXTERNAL_MAP else PAGE_MAP_BITS // 64
+
+
+@kernel
+def fill_map(words: Words, c: int, page: int, value: int) -> None:
+    """Mark all objects of a slab free (value 1) or in use (0); bits behind the last object are 0."""
+    at = map_at(words, c, page)
+    objects = objects_of(words[page + PG_INFO])
+    for k in range(map_words_of(words, c)):
+        left = min(max(objects - 64 * k, 0), 64)
+        words[at + k] = low_mask(left) if value == 1 else 0
+
+
+@kernel
+def slab_list_add(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
+    """Put a slab on its cache's partial or empty list."""
+    words[page_at(words, pfn) + PG_INFO] |= PAGE_LISTED
+    push_front(words, c + list_field, words[H_MEMMAP] + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[c + count_field] += 1
+
+
+@kernel
+def slab_list_remove(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
+    """Take a slab off its cache's partial or empty list."""
+    words[page_at(words, pfn) + PG_INFO] &= ~PAGE_LISTED
+    remove(words, c + list_field, words[H_MEMMAP] + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[c + count_field] -= 1
+
+
+@kernel
+def _make_slab(words: Words, c: int, pfn: int, order: int, map_word: int) -> None:
+    """Turn a fresh block into a slab, all of its objects free."""
+    page = page_at(words, pfn)
+    index = (c - words[H_CACHES]) // CACHE_WORDS
+    objects = (PAGE_BYTES << order) // words[c + C_STRIDE_BYTES]
+    words[page + PG_INFO] |= index << CACHE_SHIFT | objects << OBJECTS_SHIFT
+    words[page + PG_LINK] = 0
+    if map_word != 0:
+        words[page + PG_MAP0] = map_word
+    fill_map(words, c, page, 1)
+    for tail in range(pfn + 1, pfn + (1 << order)):
+        words[page_at(words, tail) + PG_INFO] = KIND_TAIL
+        words[page_at(words, tail) + PG_LINK] = pfn
+    words[c + C_NR_SLABS] += 1
+    words[c + C_SLAB_ALLOCS] += 1
+
+
+@kernel
+def _alloc_slab_block(words: Words, c: int) -> int:
+    order = words[c + C_ORDER]
+    pfn = alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
+    if pfn < 0 and words[c + C_MIN_ORDER] < order:
+        pfn = alloc_block_locked(words, words[c + C_ZONE], words[c + C_MIN_ORDER], KIND_SLAB, 0)
+        if pfn > 0:
+            words[c + C_ORDER_FALLBACK] += 1
+    return pfn
+
+
+@kernel
+def _new_inner_slab(words: Words, c: int) -> int:
+    """Make a slab for a cache whose free maps fit into the struct page."""
+    pfn = _alloc_slab_block(words, c)
+    if pfn > 0:
+        _make_slab(words, c, pfn, words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, 0)
+    return pfn
+
+
+@kernel
+def _activate(words: Words, c: int) -> int:
+    """Make a partial or an empty slab the active one; 0 if the cache has neither."""
+    pfn = first(words, c + C_PARTIAL)
+    if pfn != 0:
+        slab_list_remove(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
+    else:
+        pfn = first(words, c + C_EMPTY)
+        if pfn == 0:
+            return 0
+        slab_list_remove(words, c, C_EMPTY, C_NR_EMPTY, pfn)
+    words[c + C_ACTIVE] = pfn
+    return pfn
+
+
+@kernel
+def _take_object(words: Words, c: int, pfn: int) -> int:
+    """Take the first free object of the active slab, which has one; return its offset."""
+    page = page_at(words, pfn)
+    at = map_at(words, c, page)
+    index = 0
+    while words[at] == 0:
+        at += 1
+        index += 64
+    free = words[at]
+    words[at] = free & (free - 1) if free != bit(63) else 0
+    index += ctz(free)
+    info = words[page + PG_INFO] + INUSE_ONE
+    words[page + PG_INFO] = info
+    words[c + C_ALLOCS] += 1
+    if inuse_of(info) == objects_of(info):
+        words[c + C_ACTIVE] = 0
+    return (pfn << PAGE_SHIFT) + index * words[c + C_STRIDE_BYTES]
+
+
+@kernel
+def _alloc_map(words: Words) -> int:
+    """Allocate an external free map; return its word index or ENOMEM."""
+    c = words[H_FREEMAP_CACHE]
+    pfn = words[c + C_ACTIVE]
+    if pfn == 0:
+        pfn = _activate(words, c)
+    if pfn == 0:
+        pfn = _new_inner_slab(words, c)
+        if pfn < 0:
+            return pfn
+        words[c + C_ACTIVE] = pfn
+    return _take_object(words, c, pfn) // WORD_BYTES
+
+
+@kernel
+def _release_block(words: Words, c: int, pfn: int) -> None:
+    order = words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+    for tail in range(pfn + 1, pfn + (1 << order)):
+        words[page_at(words, tail) + PG_INFO] = KIND_NONE
+    words[c + C_NR_SLABS] -= 1
+    words[c + C_SLAB_FREES] += 1
+    free_block_locked(words, pfn)
+
+
+@entry
+def settle_locked(words: Words, c: int, pfn: int) -> int:
+    """Put a slab that is not active where it belongs after a free: partial list, empty list; 1 if it is superfluous."""
+    info = words[page_at(words, pfn) + PG_INFO]
+    if inuse_of(info) != 0:
+        if info & PAGE_LISTED == 0:
+            slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
+        return OK
+    if info & PAGE_LISTED:
+        slab_list_remove(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
+    if words[c + C_NR_EMPTY] < words[c + C_MIN_PARTIAL]:
+        slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
+        return OK
+    return 1
+
+
+@kernel
+def _put_object(words: Words, c: int, pfn: int, index: int) -> int:
+    """Set an object's free bit and move its slab where it now belongs; EINVAL if the bit was set. Return 1 if the
+    slab is now a superfluous empty one, which the caller must release.
+    """
+    page = page_at(words, pfn)
+    at = map_at(words, c, page) + (index >> 6)
+    mask = bit(index & 63)
+    if words[at] & mask != 0:
+        return EINVAL
+    words[at] |= mask
+    info = words[page + PG_INFO] - INUSE_ONE
+    words[page + PG_INFO] = info
+    words[c + C_FREES] += 1
+    if words[c + C_ACTIVE] == pfn or (info & PAGE_LISTED and inuse_of(info) != 0):
+        return OK
+    return settle_locked(words, c, pfn)
+
+
+@kernel
+def _put_map(words: Words, map_word: int) -> None:
+    c = words[H_FREEMAP_CACHE]
+    pfn = map_word * WORD_BYTES >> PAGE_SHIFT  # its slabs are single pages
+    index = (map_word * WORD_BYTES & (PAGE_BYTES - 1)) // EXTERNAL_MAP_BYTES
+    if _put_object(words, c, pfn, index) == 1:
+        _release_block(words, c, pfn)
+
+
+@entry
+def new_slab_locked(words: Words, c: int) -> int:
+    """Get a block from the buddy and make it a slab, on no list; return its pfn or ENOMEM."""
+    if words[c + C_FLAGS] & CF_EXTERNAL_MAP == 0:
+        return _new_inner_slab(words, c)
+    map_word = _alloc_map(words)
+    if map_word < 0:
+        return map_word
+    pfn = _alloc_slab_block(words, c)
+    if pfn < 0:
+        _put_map(words, map_word)
+        return pfn
+    _make_slab(words, c, pfn, words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, map_word)
+    return pfn
+
+
+@entry
+def release_slab_locked(words: Words, c: int, pfn: int) -> int:
+    """Give a slab that is on no list back to the buddy."""
+    if words[c + C_FLAGS] & CF_EXTERNAL_MAP:
+        _put_map(words, words[page_at(words, pfn) + PG_MAP0])
+    _release_block(words, c, pfn)
+    return OK
+
+
+@entry
+def refill_locked(words: Words, c: int) -> int:
+    """Make a slab with free objects the active one: partial, empty, new; its pfn, ENOMEM or EAGAIN."""
+    pfn = _activate(words, c)
+    if pfn == 0:
+        if words[c + C_FLAGS] & CF_CTOR:
+            return EAGAIN
+        pfn = new_slab_locked(words, c)
+        if pfn > 0:
+            words[c + C_ACTIVE] = pfn
+    return pfn
+
+
+@kernel
+def cache_alloc_locked(words: Words, c: int) -> int:
+    """Return the offset of a free object, ENOMEM, or EAGAIN if the face must construct a slab first."""
+    pfn = words[c + C_ACTIVE]
+    if pfn == 0:
+        pfn = refill_locked(words, c)
+        if pfn < 0:
+            return pfn
+    return _take_object(words, c, pfn)
+
+
+@kernel
+def head_of(words: Words, pfn: int) -> int:
+    """Return the first page of the slab that ``pfn`` is in, 0 if it is in none."""
+    if pfn <= 0 or pfn >= words[H_END_PFN]:
+        return 0
+    page = page_at(words, pfn)
+    kind = words[page + PG_INFO] & KIND_MASK
+    if kind == KIND_TAIL:
+        return words[page + PG_LINK]
+    return pfn if kind == KIND_SLAB else 0
+
+
+@kernel
+def cache_of(words: Words, pfn: int) -> int:
+    """Return the word index of the cache that owns a slab."""
+    return words[H_CACHES] + (words[page_at(words, pfn) + PG_INFO] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
+
+
+@kernel
+def index_of(words: Words, c: int, pfn: int, offset: int) -> int:
+    """Return which object of a slab begins at ``offset``, EINVAL if none does."""
+    nbytes = offset - (pfn << PAGE_SHIFT)
+    index = nbytes * words[c + C_RECIPROCAL] >> RECIPROCAL_SHIFT
+    if index * words[c + C_STRIDE_BYTES] != nbytes or index >= objects_of(words[page_at(words, pfn) + PG_INFO]):
+        return EINVAL
+    return index
+
+
+@kernel
+def cache_free_locked(words: Words, c: int, offset: int) -> int:
+    """Free an object of cache ``c`` (0: of any); EINVAL if there is no such live object."""
+    pfn = head_of(words, offset >> PAGE_SHIFT)
+    if pfn == 0 or words[page_at(words, pfn) + PG_INFO] & PAGE_CONSTRUCTING:
+        return EINVAL
+    owner = cache_of(words, pfn)
+    if c != 0 and c != owner:
+        return EINVAL
+    index = index_of(words, owner, pfn, offset)
+    if index < 0:
+        return EINVAL
+    status = _put_object(words, owner, pfn, index)
+    if status == 1:
+        release_slab_locked(words, owner, pfn)
+        return OK
+    return status
+
+
+@entry
+def is_live_object(words: Words, c: int, offset: int) -> int:
+    """Tell whether an object of cache ``c`` (0: of any) that is in use begins at ``offset``."""
+    pfn = head_of(words, offset >> PAGE_SHIFT)
+    if pfn == 0 or (c != 0 and c != cache_of(words, pfn)):
+        return 0
+    owner = cache_of(words, pfn)
+    index = index_of(words, owner, pfn, offset)
+    if index < 0:
+        return 0
+    at = map_at(words, owner, page_at(words, pfn)) + (index >> 6)
+    return 1 if words[at] & bit(index & 63) == 0 else 0
+
+
+@entry
+def kmem_cache_alloc(words: Words, c: int) -> int:
+    """Allocate an object: its offset, ENOMEM, EAGAIN (constructor needed) or ESHUTDOWN's ENOMEM when closed."""
+    lock(words)
+    offset = cache_alloc_locked(words, c) if words[H_CLOSED] == 0 else ENOMEM
+    unlock(words)
+    return offset
+
+
+@entry
+def kmem_cache_free(words: Words, c: int, offset: int) -> int:
+    """Free an object; EINVAL, with nothing changed, if it is not a live object of this cache."""
+    lock(words)
+    status = cache_free_locked(words, c, offset)
+    unlock(words)
+    return status
+
+
+@entry
+def kmem_cache_alloc_bulk(words: Words, c: int, count: int, out: Words) -> int:
+    """Fill ``out[:count]`` with objects and return OK, or allocate none and return why (all or nothing)."""
+    status = OK if words[H_CLOSED] == 0 else ENOMEM
+    lock(words)
+    done = 0
+    while done < count and status == OK:
+        offset = cache_alloc_locked(words, c)
+        if offset < 0:
+            status = offset
+        else:
+            out[done] = offset
+            done += 1
+    if status != OK:
+        for k in range(done):
+            cache_free_locked(words, c, out[k])
+    unlock(words)
+    return status

@@ -1,0 +1,444 @@
+"""vmalloc: scattered blocks of pages mapped into one contiguous range of addresses.
+
+1. The window behind the arena holds addresses only: it is PROT_NONE. An area takes whole granules of it, room for its
+   pages and at least one guard page, which stays PROT_NONE: running off the end faults.
+2. The pages of an area keep their page frames, in KIND_AREA blocks chained by PG_LINK, but their page-table entries move
+   into the window (mremap with MREMAP_DONTUNMAP, one call for each run of adjacent pages). RSS counts them once.
+3. A freed area stays mapped (lazy), to be handed out again without any call. Memory pressure, ``trim`` and the bound
+   H_VM_LAZY_PAGES <= a quarter of the arena send its pages back.
+
+Granules carry boundary tags, so that freed neighbours merge in O(1); the window has a frontier, like a zone.
+Invariant: areas tile the window from granule 1 to the frontier, and no two free ones touch.
+Invariant: an area's blocks hold exactly V_PAGES pages, and name its first granule in PG_MAP0.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import address_of
+from realalloc.mm.buddy import alloc_block_locked, free_block_locked, free_pages_total
+from realalloc.mm.freelist import count_list, first, push_front, remove
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    AREA_FREE,
+    AREA_GRANULES_SHIFT,
+    AREA_KIND_MASK,
+    AREA_LAZY,
+    AREA_LIVE,
+    AREA_NONE,
+    AREA_WORDS,
+    BAD_AREA,
+    BAD_AREA_BLOCKS,
+    BAD_AREA_SUM,
+    EINVAL,
+    ENOMEM,
+    GRANULE_BYTES,
+    GRANULE_PAGES,
+    GRANULE_SHIFT,
+    HUGE_ORDER,
+    H_END_PFN,
+    H_MAX_ORDER,
+    H_VMAP,
+    H_VM_AREAS,
+    H_VM_FREE,
+    H_VM_FRONTIER,
+    H_VM_GRANULES,
+    H_VM_LAZY,
+    H_VM_LAZY_PAGES,
+    H_VM_PAGES,
+    H_VM_START_BYTES,
+    KIND_AREA,
+    KIND_MASK,
+    OK,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PG_INFO,
+    PG_LINK,
+    PG_MAP0,
+    V_BYTES,
+    V_FIRST,
+    V_INFO,
+    V_LINK,
+    V_PAGES,
+    V_TAG,
+    WORD_BYTES,
+    ZONE_NORMAL,
+)
+from realalloc.mm.pages import clear_resident_locked, page_at, zero_pages
+from realalloc.mm.prim import forget, move_pages
+
+
+HUGE_GRANULES = (PAGE_BYTES << HUGE_ORDER) // GRANULE_BYTES
+LAZY_SHARE_SHIFT = 2  # a quarter
+
+
+@kernel
+def area_at(words: Words, granule: int) -> int:
+    """Return the word index of a granule's record."""
+    return words[H_VMAP] + granule * AREA_WORDS
+
+
+@kernel
+def area_offset(words: Words, granule: int) -> int:
+    """Return the offset of a granule's first byte."""
+    return words[H_VM_START_BYTES] + (granule << GRANULE_SHIFT)
+
+
+@kernel
+def area_kind(words: Words, granule: int) -> int:
+    """Return the kind of the area that begins at a granule, AREA_NONE inside one."""
+    return words[area_at(words, granule) + V_INFO] & AREA_KIND_MASK
+
+
+@kernel
+def area_granules(words: Words, granule: int) -> int:
+    """Return the length of an area in granules."""
+    return words[area_at(words, granule) + V_INFO] >> AREA_GRANULES_SHIFT
+
+
+@kernel
+def _set_area(words: Words, granule: int, count: int, kind: int) -> None:
+    words[area_at(words, granule) + V_INFO] = kind | count << AREA_GRANULES_SHIFT
+    words[area_at(words, granule + count - 1) + V_TAG] = count
+
+
+@kernel
+def _list(words: Words, head: int, granule: int) -> None:
+    push_front(words, head, words[H_VMAP] + V_LINK, AREA_WORDS, granule)
+
+
+@kernel
+def _unlist(words: Words, head: int, granule: int) -> None:
+    remove(words, head, words[H_VMAP] + V_LINK, AREA_WORDS, granule)
+
+
+@kernel
+def _free_addresses(words: Words, granule: int) -> None:
+    """Return an area's granules to the window, merged with free neighbours."""
+    count = area_granules(words, granule)
+    behind = granule + count
+    words[area_at(words, granule) + V_INFO] = AREA_NONE
+    if behind < words[H_VM_FRONTIER] and area_kind(words, behind) == AREA_FREE:
+        count += area_granules(words, behind)
+        _unlist(words, H_VM_FREE, behind)
+        words[area_at(words, behind) + V_INFO] = AREA_NONE
+    if granule > 1:
+        before = granule - words[area_at(words, granule - 1) + V_TAG]
+        if area_kind(words, before) == AREA_FREE:
+            count += granule - before
+            _unlist(words, H_VM_FREE, before)
+            words[area_at(words, before) + V_INFO] = AREA_NONE
+            granule = before
+    if granule + count == words[H_VM_FRONTIER]:
+        words[H_VM_FRONTIER] = granule
+    else:
+        _set_area(words, granule, count, AREA_FREE)
+        _list(words, H_VM_FREE, granule)
+
+
+@kernel
+def _carve(words: Words, granule: int, size: int, at: int, count: int) -> None:
+    """Cut ``[at, at + count)`` out of an unlisted stretch; what is left on either side becomes free areas."""
+    end = granule + size
+    words[area_at(words, granule) + V_INFO] = AREA_NONE
+    if at > granule:
+        _set_area(words, granule, at - granule, AREA_FREE)
+        _list(words, H_VM_FREE, granule)
+    if at + count < end:
+        _set_area(words, at + count, end - at - count, AREA_FREE)
+        _list(words, H_VM_FREE, at + count)
+    _set_area(words, at, count, AREA_LIVE)
+
+
+@kernel
+def _take_addresses(words: Words, count: int, align: int) -> int:
+    """Find ``count`` granules at a multiple of ``align``: first fit on the free list, then the frontier; 0 if none."""
+    links = words[H_VMAP] + V_LINK
+    granule = first(words, H_VM_FREE)
+    while granule != 0:
+        size = area_granules(words, granule)
+        at = (granule + align - 1) & ~(align - 1)
+        if at + count <= granule + size:
+            _unlist(words, H_VM_FREE, granule)
+            _carve(words, granule, size, at, count)
+            return at
+        granule = words[links + granule * AREA_WORDS] >> 32
+    start = words[H_VM_FRONTIER]
+    at = (start + align - 1) & ~(align - 1)
+    if at + count > words[H_VM_GRANULES]:
+        return 0
+    words[H_VM_FRONTIER] = at + count
+    _carve(words, start, at + count - start, at, count)
+    return at
+
+
+@kernel
+def _move(words: Words, source: int, target: int, pages: int) -> int:
+    """Move page-table entries between offsets. A range that several mappings share is moved in halves."""
+    base = address_of(words)
+    step = pages
+    done = 0
+    while done < pages:
+        step = min(step, pages - done)
+        offset = done << PAGE_SHIFT
+        status = move_pages(base + source + offset, base + target + offset, step << PAGE_SHIFT)
+        if status == OK:
+            done += step
+            step = pages - done
+        elif step > 1:
+            step >>= 1
+        else:
+            return -done - 1
+    return OK
+
+
+@kernel
+def _map_blocks(words: Words, granule: int, limit: int) -> int:
+    """Move an area's blocks into the window, run by run, up to ``limit`` pages; return how many pages moved."""
+    mapped = 0
+    pfn = words[area_at(words, granule) + V_FIRST]
+    while pfn != 0 and mapped < limit:
+        pages = 0
+        at = pfn
+        while at == pfn + pages and at != 0:
+            pages += 1 << (words[page_at(words, at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
+            at = words[page_at(words, at) + PG_LINK]
+        target = area_offset(words, granule) + (mapped << PAGE_SHIFT)
+        status = _move(words, pfn << PAGE_SHIFT, target, pages)
+        if status != OK:
+            return mapped - status - 1
+        mapped += pages
+        pfn = at
+    return mapped
+
+
+@kernel
+def _unmap_blocks(words: Words, granule: int, mapped: int) -> None:
+    """Move the first ``mapped`` pages of an area back to their page frames; what cannot move is dropped."""
+    done = 0
+    pfn = words[area_at(words, granule) + V_FIRST]
+    while pfn != 0 and done < mapped:
+        pages = min(1 << (words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
+        source = area_offset(words, granule) + (done << PAGE_SHIFT)
+        if _move(words, source, pfn << PAGE_SHIFT, pages) != OK:
+            clear_resident_locked(words, pfn, pages)  # dropped with the window below: reads as zero again
+        done += pages
+        pfn = words[page_at(words, pfn) + PG_LINK]
+
+
+@kernel
+def _free_blocks(words: Words, granule: int, dropped: int) -> None:
+    pfn = words[area_at(words, granule) + V_FIRST]
+    while pfn != 0:
+        following = words[page_at(words, pfn) + PG_LINK]
+        if dropped != 0:
+            clear_resident_locked(words, pfn, 1 << (words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
+        free_block_locked(words, pfn)
+        pfn = following
+
+
+@kernel
+def _collect_blocks(words: Words, pages: int) -> int:
+    """Allocate ``pages`` pages as few large blocks, chained; return the first pfn or ENOMEM with nothing taken."""
+    if free_pages_total(words, ZONE_NORMAL) < pages:
+        return ENOMEM
+    head = 0
+    last = 0
+    order = words[H_MAX_ORDER]
+    while pages > 0:
+        while 1 << order > pages:
+            order -= 1
+        pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, 0)
+        if pfn < 0:
+            order -= 1  # cannot end below 0: that many single pages are free
+            continue
+        if last == 0:
+            head = pfn
+        else:
+            words[page_at(words, last) + PG_LINK] = pfn
+        last = pfn
+        pages -= 1 << order
+    return head
+
+
+@entry
+def destroy_area_locked(words: Words, granule: int, drop: int) -> int:
+    """Take an unlisted area apart: addresses to the window, pages to the buddy, resident unless ``drop``."""
+    pages = words[area_at(words, granule) + V_PAGES]
+    if drop == 0:
+        _unmap_blocks(words, granule, pages)
+    forget(address_of(words) + area_offset(words, granule), pages << PAGE_SHIFT)
+    _free_blocks(words, granule, drop)
+    _free_addresses(words, granule)
+    return OK
+
+
+@entry
+def purge_lazy_locked(words: Words, drop: int) -> int:
+    """Take all lazily kept areas apart; return their pages."""
+    pages = words[H_VM_LAZY_PAGES]
+    granule = first(words, H_VM_LAZY)
+    while granule != 0:
+        _unlist(words, H_VM_LAZY, granule)
+        destroy_area_locked(words, granule, drop)
+        granule = first(words, H_VM_LAZY)
+    words[H_VM_LAZY_PAGES] = 0
+    return pages
+
+
+@kernel
+def _reuse_lazy(words: Words, pages: int) -> int:
+    """Take a lazily kept area of exactly ``pages`` pages; its granule or 0."""
+    links = words[H_VMAP] + V_LINK
+    granule = first(words, H_VM_LAZY)
+    while granule != 0 and words[area_at(words, granule) + V_PAGES] != pages:
+        granule = words[links + granule * AREA_WORDS] >> 32
+    if granule != 0:
+        _unlist(words, H_VM_LAZY, granule)
+        words[H_VM_LAZY_PAGES] -= pages
+        _set_area(words, granule, area_granules(words, granule), AREA_LIVE)
+    return granule
+
+
+@kernel
+def _new_area(words: Words, pages: int, zero: int) -> int:
+    """Make and map an area; its granule, or ENOMEM with nothing taken."""
+    head = _collect_blocks(words, pages)
+    if head < 0 and words[H_VM_LAZY_PAGES] > 0:
+        purge_lazy_locked(words, 0)
+        head = _collect_blocks(words, pages)
+    if head < 0:
+        return ENOMEM
+    count = (pages + GRANULE_PAGES) // GRANULE_PAGES  # at least one page more than needed: the guard
+    align = HUGE_GRANULES if pages >= 1 << HUGE_ORDER else 1
+    granule = _take_addresses(words, count, align)
+    if granule == 0 and words[H_VM_LAZY_PAGES] > 0:
+        purge_lazy_locked(words, 0)
+        granule = _take_addresses(words, count, align)
+    # A block that is not yet mapped is chained to granule 0, whose record is spare: one way back for every failure.
+    area = area_at(words, granule)
+    words[area + V_FIRST] = head
+    words[area + V_PAGES] = pages
+    if granule == 0:
+        _free_blocks(words, 0, 0)
+        return ENOMEM
+    pfn = head
+    while pfn != 0:
+        words[page_at(words, pfn) + PG_MAP0] = granule
+        if zero != 0:
+            zero_pages(words, pfn, 1 << (words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
+        pfn = words[page_at(words, pfn) + PG_LINK]
+    mapped = _map_blocks(words, granule, pages)
+    if mapped != pages:
+        _unmap_blocks(words, granule, mapped)
+        forget(address_of(words) + area_offset(words, granule), count << GRANULE_SHIFT)
+        _free_blocks(words, granule, 0)
+        _free_addresses(words, granule)
+        return ENOMEM
+    return granule
+
+
+@entry
+def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
+    """Return the offset of a new area in the window, or ENOMEM."""
+    pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
+    if pages <= 0 or pages > words[H_END_PFN]:
+        return ENOMEM
+    granule = _reuse_lazy(words, pages)
+    if granule != 0:
+        if zero != 0:
+            at = area_offset(words, granule) // WORD_BYTES
+            words[at : at + (pages << PAGE_SHIFT) // WORD_BYTES] = 0
+    else:
+        granule = _new_area(words, pages, zero)
+        if granule < 0:
+            return granule
+    words[area_at(words, granule) + V_BYTES] = nbytes
+    words[H_VM_PAGES] += pages
+    words[H_VM_AREAS] += 1
+    return area_offset(words, granule)
+
+
+@kernel
+def granule_of(words: Words, offset: int) -> int:
+    """Return the granule of the live area that begins at ``offset``, 0 if none does."""
+    inside = offset - words[H_VM_START_BYTES]
+    granule = inside >> GRANULE_SHIFT
+    if inside <= 0 or inside & (GRANULE_BYTES - 1) != 0 or granule >= words[H_VM_FRONTIER]:
+        return 0
+    return granule if area_kind(words, granule) == AREA_LIVE else 0
+
+
+@entry
+def vfree_locked(words: Words, offset: int) -> int:
+    """Free an area; EINVAL if no live one begins at ``offset``."""
+    granule = granule_of(words, offset)
+    if granule == 0:
+        return EINVAL
+    pages = words[area_at(words, granule) + V_PAGES]
+    words[H_VM_PAGES] -= pages
+    words[H_VM_AREAS] -= 1
+    if words[H_VM_LAZY_PAGES] + pages > words[H_END_PFN] >> LAZY_SHARE_SHIFT:
+        destroy_area_locked(words, granule, 0)
+        return OK
+    _set_area(words, granule, area_granules(words, granule), AREA_LAZY)
+    _list(words, H_VM_LAZY, granule)
+    words[H_VM_LAZY_PAGES] += pages
+    return OK
+
+
+@kernel
+def _validate_area(words: Words, granule: int) -> int:
+    """Check one live or lazy area; return its pages or a broken invariant."""
+    pfn = words[area_at(words, granule) + V_FIRST]
+    wanted = words[area_at(words, granule) + V_PAGES]
+    pages = 0
+    while pfn != 0:
+        info = words[page_at(words, pfn) + PG_INFO]
+        if pages >= wanted or info & KIND_MASK != KIND_AREA or words[page_at(words, pfn) + PG_MAP0] != granule:
+            return BAD_AREA_BLOCKS
+        pages += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
+        pfn = words[page_at(words, pfn) + PG_LINK]
+    if pages != wanted or pages >= area_granules(words, granule) * GRANULE_PAGES:
+        return BAD_AREA_BLOCKS
+    return pages
+
+
+@entry
+def validate_vmalloc_locked(words: Words) -> int:
+    """Check the invariants at the head of this file; OK or the broken one."""
+    granule = 1
+    pages_live = 0
+    pages_lazy = 0
+    free_areas = 0
+    lazy_areas = 0
+    live_areas = 0
+    previous = AREA_NONE
+    while granule < words[H_VM_FRONTIER]:
+        kind = area_kind(words, granule)
+        count = area_granules(words, granule)
+        if kind == AREA_NONE or count <= 0 or words[area_at(words, granule + count - 1) + V_TAG] != count:
+            return BAD_AREA
+        if kind == AREA_FREE:
+            if previous == AREA_FREE:
+                return BAD_AREA
+            free_areas += 1
+        else:
+            pages = _validate_area(words, granule)
+            if pages < 0:
+                return pages
+            pages_live += pages if kind == AREA_LIVE else 0
+            pages_lazy += pages if kind == AREA_LAZY else 0
+            live_areas += 1 if kind == AREA_LIVE else 0
+            lazy_areas += 1 if kind == AREA_LAZY else 0
+        previous = kind
+        granule += count
+    if granule != words[H_VM_FRONTIER] or live_areas != words[H_VM_AREAS]:
+        return BAD_AREA
+    if pages_live != words[H_VM_PAGES] or pages_lazy != words[H_VM_LAZY_PAGES]:
+        return BAD_AREA_SUM
+    links = words[H_VMAP] + V_LINK
+    if count_list(words, H_VM_FREE, links, AREA_WORDS, free_areas) != free_areas:
+        return BAD_AREA
+    return OK if count_list(words, H_VM_LAZY, links, AREA_WORDS, lazy_areas) == lazy_areas else BAD_AREA

@@ -1,0 +1,57 @@
+"""Shared by the tests: raw arenas for the kernels, the walkers, children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from realalloc.memory import Memory
+from realalloc.mm import layout
+from realalloc.mm.buddy import validate_buddy
+from realalloc.mm.jit import JIT
+from realalloc.mm.kmalloc import create_classes, validate_vmalloc
+from realalloc.mm.kmem_cache import validate_caches
+from realalloc.mm.mempool import validate_pools
+
+PAGE = layout.PAGE_BYTES
+MIB = 1 << 20
+
+
+class RawArena:
+    """Words of an arena without the Python faces, for tests of kernels."""
+
+    def __init__(self, size: int = MIB, max_order: int = 4, dma: int = 0, limit: int | None = None) -> None:
+        self.plan = layout.plan(size, max_order, dma, limit)
+        self.memory = Memory(self.plan.total_bytes, self.plan.align_bytes, self.plan.window_start_bytes)
+        self.words = self.memory.words
+        layout.format_words(self.words, self.plan, layout.HUGE_NEVER)
+        create_classes(self.words)
+
+    @property
+    def pages(self) -> int:
+        """Pages that the buddy manages."""
+        return self.plan.end_pfn - self.plan.meta_pages
+
+    def validate(self) -> None:
+        """Run every walker."""
+        walkers = (validate_buddy, validate_caches, validate_vmalloc, validate_pools)
+        assert [int(walk(self.words)) for walk in walkers] == [0, 0, 0, 0]
+
+    def out(self, count: int = 1) -> Any:
+        """Make an output array for a kernel."""
+        return np.zeros(max(count, 1), np.int64)
+
+
+def run_child(code: str, *options: str, timeout: float = 240, env: dict[str, str] | None = None) -> Any:
+    """Run code in a child interpreter; return the finished process (returncode, stdout, stderr)."""
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}, check=False
+    )
+
+
+__all__ = ["JIT", "MIB", "PAGE", "RawArena", "run_child"]
