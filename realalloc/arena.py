@@ -44,10 +44,10 @@ from realalloc.memory import Memory
 from realalloc.mempool import MemPool, make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import hold, let_go
+from realalloc.mm.buddy import set_limit, validate_buddy
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import after_fork, validate_pools, wake_pools
-from realalloc.mm.buddy import set_limit, validate_buddy
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.progress import compile_progress
 from realalloc.sizes import as_bytes, as_gfp, as_int, format_bytes

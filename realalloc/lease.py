@@ -23,9 +23,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
-from realalloc.mm.atomic import address_of
-from realalloc.mm.jit import JIT, Entry, Words, entry, in_cache, kernel, native
+from realalloc.mm.atomic import address_of, atomic_add
+from realalloc.mm.jit import JIT, POINTERS, WORDS_TYPE, Entry, Words, entry, in_cache, kernel, native
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc, zero_words
 from realalloc.mm.kmem_cache import construct_put
 from realalloc.mm.layout import (
@@ -181,10 +182,21 @@ def _decref(address: int) -> int:
     return 0
 
 
-if JIT:
+if POINTERS:
 
-    @numba.extending.intrinsic
-    def _pointer(_context: Any, _address: Any) -> Any:
+    @intrinsic
+    def words_at(_context: Any, _base: Any) -> Any:
+        """View an arena from its address."""
+
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], _I64.as_pointer())
+
+        return WORDS_TYPE(types.int64), emit
+
+elif JIT:
+
+    @intrinsic
+    def _pointer(_context: Any, _base: Any) -> Any:
         def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], _I64.as_pointer())
 
@@ -192,15 +204,15 @@ if JIT:
 
     @kernel
     def words_at(base: int) -> Words:
-        """View an arena from its address."""
-        return numba.carray(_pointer(base), (load_at(base + H_TOTAL_WORDS * WORD_BYTES),))
+        """View an arena from its address, with its length for the bounds checks."""
+        return numba.carray(_pointer(base), (load_at(base + H_TOTAL_WORDS * WORD_BYTES),))  # type: ignore[attr-defined]
 
 else:
 
     def words_at(base: int) -> Words:
         """View an arena from its address."""
         total = load_at(base + H_TOTAL_WORDS * WORD_BYTES)
-        return np.frombuffer((ctypes.c_int64 * total).from_address(int(base)), dtype=np.int64)
+        return np.frombuffer((ctypes.c_int64 * total).from_address(int(base)), dtype=np.int64)  # type: ignore[call-overload, no-any-return]
 
 
 # -- taking and giving back ---------------------------------------------------------------------------------------------
@@ -234,7 +246,7 @@ def give_back(words: Words, tag: int, offset: int) -> int:
     owner = tag >> OWNER_SHIFT
     words[H_LEASES] -= 1
     if tag & TAG_LINGERS:
-        words[H_LINGERING] -= 1
+        atomic_add(words, H_LINGERING, -1)
     status = OK
     if verb == VERB_CACHE:
         status = kmem_cache_free(words, owner, offset)
@@ -247,6 +259,12 @@ def give_back(words: Words, tag: int, offset: int) -> int:
     if status != OK:
         words[H_BAD_FREES] += 1
     return words[H_OWNER] if words[H_CLOSED] != 0 and words[H_LEASES] == 0 else 0
+
+
+@entry
+def linger(words: Words) -> int:
+    """Count a lease whose handle was freed while other views live."""
+    return atomic_add(words, H_LINGERING, 1)
 
 
 # -- C functions: slots of the exporter type, bodies of the builtins -----------------------------------------------------
@@ -602,7 +620,7 @@ def release_handle(view: memoryview, exporter: Any, words: Words) -> None:
     view.release()
     if sys.getrefcount(exporter) > _ALONE:
         store_at(id(exporter) + E_TAG, exporter.tag | TAG_LINGERS)
-        words[H_LINGERING] += 1
+        linger(words)
 
 
 def pin(words: Words, mapping: Any) -> None:

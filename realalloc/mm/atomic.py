@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from realalloc.mm.jit import JIT, Words, entry, kernel, native
+from realalloc.mm.jit import JIT, Words, entry, kernel, native, pointer_of
 from realalloc.mm.layout import H_LOCK
 from realalloc.mm.prim import sched_yield
 
@@ -24,8 +24,7 @@ _twin_lock = threading.Lock()
 
 
 def _pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    return builder.gep(array.data, [args[1]])
+    return builder.gep(pointer_of(context, builder, signature.args[0], args[0]), [args[1]])
 
 
 def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -49,8 +48,7 @@ def _emit_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _emit_address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    return builder.ptrtoint(array.data, cgutils.intp_t)
+    return builder.ptrtoint(pointer_of(context, builder, signature.args[0], args[0]), cgutils.intp_t)
 
 
 @native(_emit_load)

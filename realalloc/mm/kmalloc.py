@@ -16,8 +16,8 @@ from realalloc.mm.buddy import alloc_block_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import cache_create, cache_geometry, shrink_all_locked
 from realalloc.mm.layout import (
-    CACHE_WORDS,
     C_OBJECT_BYTES,
+    CACHE_WORDS,
     EINVAL,
     ENOMEM,
     EXTERNAL_MAP_BYTES,
@@ -45,11 +45,10 @@ from realalloc.mm.layout import (
     slab_min_objects,
 )
 from realalloc.mm.page_alloc import free_any_block_locked, zone_for
-from realalloc.mm.pages import kind_of, pages_at
+from realalloc.mm.pages import kind_of, pages_at, zero_range
 from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, cache_of, head_of, is_live_object
 from realalloc.mm.vmalloc import area_at, granule_of, validate_vmalloc_locked, vfree_locked, vmalloc_locked
-
 
 NR_CLASSES = len(KMALLOC_SIZES)
 
@@ -71,11 +70,18 @@ def create_classes(words: Words) -> None:
 
 
 @kernel
+def class_of(words: Words, nbytes: int, gfp: int) -> int:
+    """Return the word index of the cache that serves ``nbytes`` <= KMALLOC_MAX_CACHE_BYTES."""
+    c = words[KMALLOC_TABLE + ((nbytes + 7) >> 3)]
+    return c + NR_CLASSES * CACHE_WORDS if gfp & GFP_DMA_BIT else c
+
+
+@kernel
 def kmalloc_locked(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate without reclaim; small blocks are not zeroed here."""
     zone = ZONE_DMA if gfp & GFP_DMA_BIT else ZONE_NORMAL
     if nbytes <= KMALLOC_MAX_CACHE_BYTES:
-        return cache_alloc_locked(words, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] + zone * NR_CLASSES * CACHE_WORDS)
+        return cache_alloc_locked(words, class_of(words, nbytes, gfp))
     if nbytes <= PAGE_BYTES << words[H_MAX_ORDER]:
         order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
         pfn = alloc_block_locked(words, zone, order, KIND_LARGE, gfp & GFP_ZERO_BIT)
@@ -98,8 +104,7 @@ def kmalloc_retry_locked(words: Words, nbytes: int, gfp: int) -> int:
 @kernel
 def zero_words(words: Words, offset: int, nbytes: int) -> None:
     """Zero a block, up to the next word."""
-    at = offset // WORD_BYTES
-    words[at : at + (nbytes + WORD_BYTES - 1) // WORD_BYTES] = 0
+    zero_range(words, offset // WORD_BYTES, (nbytes + WORD_BYTES - 1) // WORD_BYTES)
 
 
 @entry
@@ -108,7 +113,11 @@ def kmalloc(words: Words, nbytes: int, gfp: int) -> int:
     if nbytes <= 0 or zone_for(words, gfp) < 0 or words[H_CLOSED] != 0:
         return ENOMEM
     lock(words)
-    offset = kmalloc_retry_locked(words, nbytes, gfp)
+    offset = ENOMEM
+    if nbytes <= KMALLOC_MAX_CACHE_BYTES:  # the fast path, inlined: everything else is a call
+        offset = cache_alloc_locked(words, class_of(words, nbytes, gfp))
+    if offset < 0:
+        offset = kmalloc_retry_locked(words, nbytes, gfp)
     unlock(words)
     if offset > 0 and gfp & GFP_ZERO_BIT and nbytes <= KMALLOC_MAX_CACHE_BYTES:
         zero_words(words, offset, nbytes)
@@ -134,7 +143,10 @@ def kfree_locked(words: Words, offset: int) -> int:
 def kfree(words: Words, offset: int) -> int:
     """Free a block by its offset; EINVAL, with nothing changed, if no live block begins there."""
     lock(words)
-    status = kfree_locked(words, offset)
+    if head_of(words, offset >> PAGE_SHIFT) != 0:  # the fast path, inlined
+        status = cache_free_locked(words, 0, offset)
+    else:
+        status = kfree_locked(words, offset)
     unlock(words)
     return status
 

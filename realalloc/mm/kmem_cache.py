@@ -9,7 +9,7 @@ the constructor keeps a view of therefore cannot reach anybody else.
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import bit, popcount
+from realalloc.mm.bits import bit, low_mask
 from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -17,14 +17,12 @@ from realalloc.mm.layout import (
     BAD_SLAB_COUNT,
     BAD_SLAB_LIST,
     BAD_SLAB_MAP,
-    CACHE_FREE,
-    CACHE_LIVE,
-    CACHE_WORDS,
-    CF_EXTERNAL_MAP,
     C_ACTIVE,
     C_ALIGN_BYTES,
     C_ALLOCS,
+    C_AT,
     C_EMPTY,
+    C_FIRST_BYTES,
     C_FLAGS,
     C_FREES,
     C_MIN_ORDER,
@@ -33,14 +31,18 @@ from realalloc.mm.layout import (
     C_NR_EMPTY,
     C_NR_PARTIAL,
     C_NR_SLABS,
-    C_OBJECTS,
     C_OBJECT_BYTES,
+    C_OBJECTS,
     C_ORDER,
     C_PARTIAL,
     C_RECIPROCAL,
     C_STATE,
     C_STRIDE_BYTES,
     C_ZONE,
+    CACHE_FREE,
+    CACHE_LIVE,
+    CACHE_WORDS,
+    CF_EXTERNAL_MAP,
     EBUSY,
     EINVAL,
     ENOMEM,
@@ -49,9 +51,7 @@ from realalloc.mm.layout import (
     H_MEMMAP,
     H_NR_CACHES,
     H_NR_ZONES,
-    INUSE_MASK,
-    INUSE_ONE,
-    INUSE_SHIFT,
+    H_ZERO,
     KIND_SLAB,
     MAX_SLAB_ORDER,
     MIN_PARTIAL_HIGH,
@@ -64,6 +64,9 @@ from realalloc.mm.layout import (
     PAGE_MAP_BITS,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
+    PENDING_MASK,
+    PENDING_ONE,
+    PENDING_SHIFT,
     PG_INFO,
     PG_LINK,
     RECIPROCAL_SHIFT,
@@ -71,11 +74,12 @@ from realalloc.mm.layout import (
     Z_FRONTIER_PFN,
     Z_START_PFN,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_range, zone_at
 from realalloc.mm.slab import (
     cache_of,
+    deactivate,
     fill_map,
-    inuse_of,
+    free_objects,
     map_at,
     map_words_of,
     new_slab_locked,
@@ -124,7 +128,7 @@ def cache_create(words: Words, object_bytes: int, align: int, stride: int, order
         return ENOMEM
     words[H_NR_CACHES] = max(words[H_NR_CACHES], index + 1)
     c = words[H_CACHES] + index * CACHE_WORDS
-    words[c : c + CACHE_WORDS] = 0
+    zero_range(words, c, CACHE_WORDS)
     objects = (PAGE_BYTES << order) // stride
     words[c + C_OBJECT_BYTES] = object_bytes
     words[c + C_STRIDE_BYTES] = stride
@@ -135,6 +139,7 @@ def cache_create(words: Words, object_bytes: int, align: int, stride: int, order
     words[c + C_MIN_ORDER] = order
     words[c + C_OBJECTS] = objects
     words[c + C_RECIPROCAL] = ((1 << RECIPROCAL_SHIFT) + stride - 1) // stride
+    words[c + C_AT] = H_ZERO
     words[c + C_FLAGS] = flags | (CF_EXTERNAL_MAP if objects > PAGE_MAP_BITS else 0)
     words[c + C_ZONE] = zone
     half_log = 0
@@ -149,10 +154,14 @@ def cache_create(words: Words, object_bytes: int, align: int, stride: int, order
 @kernel
 def shrink_locked(words: Words, c: int) -> int:
     """Give every empty slab back, the active one included; return how many pages that were."""
-    active = words[c + C_ACTIVE]
-    if active != 0 and inuse_of(words[page_at(words, active) + PG_INFO]) == 0:
-        words[c + C_ACTIVE] = 0
-        slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, active)
+    active = deactivate(words, c)
+    if active != 0:
+        page = page_at(words, active)
+        free = free_objects(words, c, page)
+        if free == objects_of(words[page + PG_INFO]):
+            slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, active)
+        elif free != 0:
+            slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, active)
     pages = 0
     pfn = first(words, c + C_EMPTY)
     while pfn != 0:
@@ -205,7 +214,7 @@ def construct_begin(words: Words, c: int) -> int:
         page = page_at(words, pfn)
         objects = objects_of(words[page + PG_INFO])
         words[page + PG_INFO] |= PAGE_CONSTRUCTING
-        words[page + PG_INFO] += objects << INUSE_SHIFT
+        words[page + PG_INFO] += objects << PENDING_SHIFT
         fill_map(words, c, page, 0)
         words[c + C_NR_CONSTRUCTING] += 1
     unlock(words)
@@ -225,6 +234,12 @@ def _construct_end(words: Words, c: int, pfn: int) -> None:
         slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
 
 
+@kernel
+def pending_of(info: int) -> int:
+    """Return how many objects of a slab the constructor still has."""
+    return info >> PENDING_SHIFT & PENDING_MASK
+
+
 @entry
 def construct_put(words: Words, offset: int) -> int:
     """Take one object back from the constructor; the last one publishes or releases the slab."""
@@ -233,8 +248,8 @@ def construct_put(words: Words, offset: int) -> int:
     if kind_of(words, pfn) != KIND_SLAB:
         pfn = words[page_at(words, pfn) + PG_LINK]
     page = page_at(words, pfn)
-    words[page + PG_INFO] -= INUSE_ONE
-    if inuse_of(words[page + PG_INFO]) == 0:
+    words[page + PG_INFO] -= PENDING_ONE
+    if pending_of(words[page + PG_INFO]) == 0:
         _construct_end(words, cache_of(words, pfn), pfn)
     unlock(words)
     return OK
@@ -246,8 +261,8 @@ def construct_fail(words: Words, pfn: int, never_leased: int) -> int:
     lock(words)
     page = page_at(words, pfn)
     words[page + PG_INFO] |= PAGE_FAILED
-    words[page + PG_INFO] -= never_leased * INUSE_ONE
-    if inuse_of(words[page + PG_INFO]) == 0:
+    words[page + PG_INFO] -= never_leased * PENDING_ONE
+    if pending_of(words[page + PG_INFO]) == 0:
         _construct_end(words, cache_of(words, pfn), pfn)
     unlock(words)
     return OK
@@ -288,17 +303,17 @@ def _validate_slab(words: Words, c: int, pfn: int) -> int:
     page = page_at(words, pfn)
     info = words[page + PG_INFO]
     objects = objects_of(info)
-    free = 0
-    for k in range(map_words_of(words, c)):
-        free += popcount(words[map_at(words, c, page) + k])
-    if info & PAGE_CONSTRUCTING:
-        return OK if free == 0 and inuse_of(info) <= objects else BAD_SLAB_MAP
+    free = free_objects(words, c, page)
     if objects != (PAGE_BYTES << order_at(words, pfn)) // words[c + C_STRIDE_BYTES]:
         return BAD_SLAB_COUNT
-    if free + inuse_of(info) != objects:
-        return BAD_SLAB_MAP
+    if info & PAGE_CONSTRUCTING:
+        return OK if free == 0 and pending_of(info) <= objects else BAD_SLAB_MAP
+    at = map_at(words, c, page)
+    for k in range(map_words_of(words, c)):
+        if words[at + k] & ~low_mask(min(max(objects - 64 * k, 0), 64)) != 0:
+            return BAD_SLAB_MAP
     listed = info & PAGE_LISTED != 0
-    if words[c + C_ACTIVE] == pfn or inuse_of(info) == objects:
+    if words[c + C_ACTIVE] == pfn or free == 0:
         return BAD_SLAB_LIST if listed else OK
     return OK if listed else BAD_SLAB_LIST
 
@@ -313,10 +328,25 @@ def _validate_list(words: Words, c: int, list_field: int, count_field: int, empt
     while pfn != 0:
         if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
             return BAD_SLAB_LIST
-        if (inuse_of(words[page_at(words, pfn) + PG_INFO]) == 0) != (empty == 1):
+        page = page_at(words, pfn)
+        if (free_objects(words, c, page) == objects_of(words[page + PG_INFO])) != (empty == 1):
             return BAD_SLAB_LIST
         pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
     return OK
+
+
+@kernel
+def _validate_active(words: Words, c: int) -> int:
+    pfn = words[c + C_ACTIVE]
+    if pfn == 0:
+        return OK if words[c + C_AT] == H_ZERO and words[H_ZERO] == 0 else BAD_SLAB_LIST
+    if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
+        return BAD_SLAB_LIST
+    k = words[c + C_AT] - map_at(words, c, page_at(words, pfn))
+    if not 0 <= k < map_words_of(words, c):
+        return BAD_SLAB_LIST
+    begin = (pfn << PAGE_SHIFT) + 64 * k * words[c + C_STRIDE_BYTES]
+    return OK if words[c + C_FIRST_BYTES] == begin else BAD_SLAB_LIST
 
 
 @kernel
@@ -324,16 +354,19 @@ def _validate_cache_locked(words: Words, c: int) -> int:
     status = _validate_list(words, c, C_PARTIAL, C_NR_PARTIAL, 0)
     if status == OK:
         status = _validate_list(words, c, C_EMPTY, C_NR_EMPTY, 1)
+    if status == OK:
+        status = _validate_active(words, c)
     slabs = 0
     inuse = 0
     listed = 0
     pfn = next_slab(words, c, 0)
     while pfn != 0 and status == OK:
         status = _validate_slab(words, c, pfn)
-        info = words[page_at(words, pfn) + PG_INFO]
+        page = page_at(words, pfn)
+        info = words[page + PG_INFO]
         slabs += 1
         listed += 1 if info & PAGE_LISTED else 0
-        inuse += 0 if info & PAGE_CONSTRUCTING else info >> INUSE_SHIFT & INUSE_MASK
+        inuse += 0 if info & PAGE_CONSTRUCTING else objects_of(info) - free_objects(words, c, page)
         pfn = next_slab(words, c, pfn + pages_at(words, pfn))
     if status != OK:
         return status

@@ -84,7 +84,7 @@ H_META_PAGES: Final = 30
 H_FREEMAP_CACHE: Final = 31  # word index of the cache that serves free maps of tiny objects
 H_HUGE: Final = 32  # HUGE_* below
 H_BLOCKS: Final = 33  # live page blocks handed out by alloc_pages and large kmalloc
-H_MAX_RUN_FAILS: Final = 34
+H_ZERO: Final = 34  # always 0: the free map word of a cache that has no active slab
 
 HUGE_NEVER: Final = 0
 HUGE_AUTO: Final = 1
@@ -114,7 +114,7 @@ KMALLOC_TABLE: Final = 256  # word KMALLOC_TABLE + (bytes + 7) // 8: word index 
 KMALLOC_TABLE_WORDS: Final = KMALLOC_MAX_CACHE_BYTES // 8 + 1
 
 # -- kmem_cache: one descriptor -------------------------------------------------------------------------------------
-CACHE_WORDS: Final = 32
+CACHE_WORDS: Final = 40
 C_STATE: Final = 0  # CACHE_*
 C_OBJECT_BYTES: Final = 1  # size asked for
 C_STRIDE_BYTES: Final = 2  # distance of two objects
@@ -136,9 +136,11 @@ C_SLAB_ALLOCS: Final = 17
 C_SLAB_FREES: Final = 18
 C_ZONE: Final = 19
 C_NR_CONSTRUCTING: Final = 20  # slabs whose objects are being constructed
-C_ORDER_FALLBACK: Final = 21
+C_FIRST_BYTES: Final = 21  # offset of the first object of the free map word that serves
 C_MIN_ORDER: Final = 22
-C_NAME: Final = 24  # 8 words of utf-8, zero padded
+C_AT: Final = 23  # word index of the free map word that serves; H_ZERO if there is none
+C_ORDER_FALLBACK: Final = 24
+C_NAME: Final = 32  # 8 words of utf-8, zero padded
 CACHE_NAME_BYTES: Final = 64
 CACHE_FREE: Final = 0
 CACHE_LIVE: Final = 1
@@ -154,7 +156,9 @@ MIN_PARTIAL_HIGH: Final = 10
 
 # -- struct page ----------------------------------------------------------------------------------------------------
 PAGE_STRUCT_WORDS: Final = 4
-PG_INFO: Final = 0  # kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | inuse 32..47 | objects 48..61
+PG_INFO: Final = (
+    0  # kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | pending 32..47 | objects 48..61
+)
 PG_LINK: Final = 1  # next << 32 | prev, pfns; of a slab's tail page: pfn of the head; of a vmalloc block: next
 PG_MAP0: Final = 2  # slab: free map (1 = free), or word index of the external one; run: pages; area block: granule
 PG_MAP1: Final = 3
@@ -172,13 +176,13 @@ ORDER_MASK: Final = 31
 ZONE_SHIFT: Final = 9
 ZONE_MASK: Final = 3
 PAGE_LISTED: Final = 1 << 11  # slab is on the partial or the empty list
-PAGE_CONSTRUCTING: Final = 1 << 12  # objects are with the constructor; inuse counts those not yet returned
+PAGE_CONSTRUCTING: Final = 1 << 12  # objects are with the constructor; pending counts those not yet returned
 PAGE_FAILED: Final = 1 << 13  # the constructor raised: give the slab back when the last object returns
 CACHE_SHIFT: Final = 16
 CACHE_MASK: Final = 0xFFFF
-INUSE_SHIFT: Final = 32
-INUSE_ONE: Final = 1 << INUSE_SHIFT
-INUSE_MASK: Final = 0xFFFF
+PENDING_SHIFT: Final = 32
+PENDING_ONE: Final = 1 << PENDING_SHIFT
+PENDING_MASK: Final = 0xFFFF
 OBJECTS_SHIFT: Final = 48
 OBJECTS_MASK: Final = 0x3FFF
 
@@ -236,7 +240,7 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert ZONES + 2 * ZONE_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_MAX_RUN_FAILS < ZONES
+assert H_ZERO < ZONES
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
 assert PAGE_BYTES // KMALLOC_SIZES[0] <= MAX_OBJECTS  # an order-0 slab of the smallest class fits its free map

@@ -30,16 +30,13 @@ from realalloc.mm.layout import (
     H_POOLS,
     KIND_PAGES,
     OK,
-    PAGE_SHIFT,
-    PAGE_WORDS,
-    POOL_WORDS,
     P_ALLOC_FIRST,
     P_ARG,
     P_BACKING,
     P_CAPACITY,
     P_CURR_NR,
-    P_ELEMENTS_BYTES,
     P_ELEMENT_BYTES,
+    P_ELEMENTS_BYTES,
     P_FAILS,
     P_GETS_ALLOC,
     P_GETS_RESERVE,
@@ -52,9 +49,13 @@ from realalloc.mm.layout import (
     P_SEQ,
     P_WAITERS,
     P_ZONE,
+    PAGE_SHIFT,
+    PAGE_WORDS,
+    POOL_WORDS,
     WORD_BYTES,
     ZONE_DMA,
 )
+from realalloc.mm.pages import zero_range
 from realalloc.mm.prim import futex_wake_all
 from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
@@ -111,7 +112,7 @@ def pool_create(
         unlock(words)
         return ENOMEM
     p = where // WORD_BYTES
-    words[p : p + POOL_WORDS] = 0
+    zero_range(words, p, POOL_WORDS)
     words[p + P_MIN_NR] = min_nr
     words[p + P_BACKING] = backing
     words[p + P_ARG] = arg

@@ -39,15 +39,15 @@ from realalloc.mm.layout import (
     PG_INFO,
     PG_LINK,
     PG_MAP0,
+    Z_ALLOCS,
+    Z_FREE_PAGES,
+    Z_FREES,
+    Z_FRONTIER_PFN,
+    Z_START_PFN,
     ZONE_DMA,
     ZONE_MASK,
     ZONE_NORMAL,
     ZONE_SHIFT,
-    Z_ALLOCS,
-    Z_FREES,
-    Z_FREE_PAGES,
-    Z_FRONTIER_PFN,
-    Z_START_PFN,
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, set_resident_locked, zero_pages, zone_at
 from realalloc.mm.reclaim import reclaim_locked

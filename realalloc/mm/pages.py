@@ -25,11 +25,18 @@ from realalloc.mm.layout import (
     PAGE_WORDS,
     PG_INFO,
     PG_MAP0,
-    ZONES,
     ZONE_MASK,
     ZONE_SHIFT,
     ZONE_WORDS,
+    ZONES,
 )
+
+
+@kernel
+def zero_range(words: Words, at: int, count: int) -> None:
+    """Zero words; the compiler makes a memset of it."""
+    for k in range(at, at + count):
+        words[k] = 0
 
 
 @kernel
@@ -128,5 +135,5 @@ def zero_pages(words: Words, pfn: int, pages: int) -> int:
     """Make pages of a block that the caller owns read as zero, without touching those that already do."""
     for k in range(pfn, pfn + pages):
         if is_resident(words, k) == 1:
-            words[k * PAGE_WORDS : (k + 1) * PAGE_WORDS] = 0
+            zero_range(words, k * PAGE_WORDS, PAGE_WORDS)
     return OK

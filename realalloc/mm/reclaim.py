@@ -13,12 +13,12 @@ from realalloc.mm.buddy import list_remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
-    HUGE_AUTO,
-    HUGE_ORDER,
     H_HUGE,
     H_MAX_ORDER,
     H_META_PAGES,
     H_VM_LAZY_PAGES,
+    HUGE_AUTO,
+    HUGE_ORDER,
     KIND_FREE,
     OK,
     PAGE_SHIFT,
@@ -39,7 +39,6 @@ from realalloc.mm.pages import (
 )
 from realalloc.mm.prim import MADV_DONTNEED, MADV_NOHUGEPAGE, madvise
 from realalloc.mm.vmalloc import purge_lazy_locked
-
 
 TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held
 HUGE_PAGES = 1 << HUGE_ORDER

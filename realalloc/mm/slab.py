@@ -3,29 +3,28 @@
 1. Which objects are free is a bitmap outside the objects: in the struct page (up to 128 objects), else in an object of
    the internal ``freemap`` cache. A stray write into a freed object breaks nothing here, and a double free is a bit that
    is already set: exact, always on.
-2. One slab per cache is *active* and serves until it is full. A full slab is on no list; its first free puts it on the
-   partial list; its last free makes it empty. Up to C_MIN_PARTIAL empty slabs are kept, further ones go to the buddy.
+2. One slab per cache is *active*, and one word of its free map serves (C_AT): an allocation is the lowest set bit of that
+   word. A cache without an active slab points to a word that is always 0, so "no slab" and "no object" are one branch.
+3. A full slab is on no list; its first free puts it on the partial list; its last free makes it empty. Up to
+   C_MIN_PARTIAL empty slabs are kept, further ones go to the buddy. How many objects are in use is derived, not stored.
 
-Invariant, per slab:   set bits of the free map + inuse = objects
+Invariant, per slab:   inuse = objects - set bits of the free map; listed if and only if inuse < objects and not active
 Invariant, per cache:  allocs - frees = sum of inuse over its slabs
 """
 
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import bit, ctz, low_mask
+from realalloc.mm.bits import bit, ctz, low_mask, popcount
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked
 from realalloc.mm.freelist import first, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
-    CACHE_MASK,
-    CACHE_SHIFT,
-    CACHE_WORDS,
-    CF_CTOR,
-    CF_EXTERNAL_MAP,
     C_ACTIVE,
     C_ALLOCS,
+    C_AT,
     C_EMPTY,
+    C_FIRST_BYTES,
     C_FLAGS,
     C_FREES,
     C_MIN_ORDER,
@@ -41,6 +40,11 @@ from realalloc.mm.layout import (
     C_SLAB_FREES,
     C_STRIDE_BYTES,
     C_ZONE,
+    CACHE_MASK,
+    CACHE_SHIFT,
+    CACHE_WORDS,
+    CF_CTOR,
+    CF_EXTERNAL_MAP,
     EAGAIN,
     EINVAL,
     ENOMEM,
@@ -50,9 +54,7 @@ from realalloc.mm.layout import (
     H_END_PFN,
     H_FREEMAP_CACHE,
     H_MEMMAP,
-    INUSE_MASK,
-    INUSE_ONE,
-    INUSE_SHIFT,
+    H_ZERO,
     KIND_MASK,
     KIND_NONE,
     KIND_SLAB,
@@ -75,12 +77,6 @@ from realalloc.mm.layout import (
     WORD_BYTES,
 )
 from realalloc.mm.pages import page_at
-
-
-@kernel
-def inuse_of(info: int) -> int:
-    """Return how many objects of a slab are out."""
-    return info >> INUSE_SHIFT & INUSE_MASK
 
 
 @kernel
@@ -166,8 +162,34 @@ def _new_inner_slab(words: Words, c: int) -> int:
 
 
 @kernel
+def point_at(words: Words, c: int, pfn: int) -> int:
+    """Make the first map word with a free object serve; return ``pfn``, or 0 if the slab is full."""
+    page = page_at(words, pfn)
+    at = map_at(words, c, page)
+    for k in range(map_words_of(words, c)):
+        if words[at + k] != 0:
+            words[c + C_AT] = at + k
+            words[c + C_FIRST_BYTES] = (pfn << PAGE_SHIFT) + 64 * k * words[c + C_STRIDE_BYTES]
+            words[c + C_ACTIVE] = pfn
+            return pfn
+    return 0
+
+
+@kernel
+def deactivate(words: Words, c: int) -> int:
+    """Leave the cache without an active slab; return which it was, 0 for none."""
+    pfn = words[c + C_ACTIVE]
+    words[c + C_ACTIVE] = 0
+    words[c + C_AT] = H_ZERO
+    return pfn
+
+
+@kernel
 def _activate(words: Words, c: int) -> int:
-    """Make a partial or an empty slab the active one; 0 if the cache has neither."""
+    """Let the active slab, a partial or an empty one serve; return its pfn, 0 if none has a free object."""
+    pfn = deactivate(words, c)
+    if pfn != 0 and point_at(words, c, pfn) != 0:
+        return pfn
     pfn = first(words, c + C_PARTIAL)
     if pfn != 0:
         slab_list_remove(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
@@ -176,43 +198,35 @@ def _activate(words: Words, c: int) -> int:
         if pfn == 0:
             return 0
         slab_list_remove(words, c, C_EMPTY, C_NR_EMPTY, pfn)
-    words[c + C_ACTIVE] = pfn
-    return pfn
+    return point_at(words, c, pfn)
 
 
 @kernel
-def _take_object(words: Words, c: int, pfn: int) -> int:
-    """Take the first free object of the active slab, which has one; return its offset."""
-    page = page_at(words, pfn)
-    at = map_at(words, c, page)
-    index = 0
-    while words[at] == 0:
-        at += 1
-        index += 64
+def _take_object(words: Words, c: int) -> int:
+    """Take the lowest object of the map word that serves; return its offset, 0 if the word is empty."""
+    at = words[c + C_AT]
     free = words[at]
-    words[at] = free & (free - 1) if free != bit(63) else 0
-    index += ctz(free)
-    info = words[page + PG_INFO] + INUSE_ONE
-    words[page + PG_INFO] = info
+    if free == 0:
+        return 0
+    index = ctz(free)
+    words[at] = free ^ bit(index)
     words[c + C_ALLOCS] += 1
-    if inuse_of(info) == objects_of(info):
-        words[c + C_ACTIVE] = 0
-    return (pfn << PAGE_SHIFT) + index * words[c + C_STRIDE_BYTES]
+    return words[c + C_FIRST_BYTES] + index * words[c + C_STRIDE_BYTES]
 
 
 @kernel
 def _alloc_map(words: Words) -> int:
     """Allocate an external free map; return its word index or ENOMEM."""
     c = words[H_FREEMAP_CACHE]
-    pfn = words[c + C_ACTIVE]
-    if pfn == 0:
-        pfn = _activate(words, c)
-    if pfn == 0:
-        pfn = _new_inner_slab(words, c)
-        if pfn < 0:
-            return pfn
-        words[c + C_ACTIVE] = pfn
-    return _take_object(words, c, pfn) // WORD_BYTES
+    offset = _take_object(words, c)
+    if offset == 0:
+        if _activate(words, c) == 0:
+            pfn = _new_inner_slab(words, c)
+            if pfn < 0:
+                return pfn
+            point_at(words, c, pfn)
+        offset = _take_object(words, c)
+    return offset // WORD_BYTES
 
 
 @kernel
@@ -225,11 +239,22 @@ def _release_block(words: Words, c: int, pfn: int) -> None:
     free_block_locked(words, pfn)
 
 
+@kernel
+def free_objects(words: Words, c: int, page: int) -> int:
+    """Count the free objects of a slab."""
+    at = map_at(words, c, page)
+    count = 0
+    for k in range(map_words_of(words, c)):
+        count += popcount(words[at + k])
+    return count
+
+
 @entry
 def settle_locked(words: Words, c: int, pfn: int) -> int:
     """Put a slab that is not active where it belongs after a free: partial list, empty list; 1 if it is superfluous."""
-    info = words[page_at(words, pfn) + PG_INFO]
-    if inuse_of(info) != 0:
+    page = page_at(words, pfn)
+    info = words[page + PG_INFO]
+    if free_objects(words, c, page) != objects_of(info):
         if info & PAGE_LISTED == 0:
             slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
         return OK
@@ -249,14 +274,14 @@ def _put_object(words: Words, c: int, pfn: int, index: int) -> int:
     page = page_at(words, pfn)
     at = map_at(words, c, page) + (index >> 6)
     mask = bit(index & 63)
-    if words[at] & mask != 0:
+    before = words[at]
+    if before & mask != 0:
         return EINVAL
-    words[at] |= mask
-    info = words[page + PG_INFO] - INUSE_ONE
-    words[page + PG_INFO] = info
+    words[at] = before | mask
     words[c + C_FREES] += 1
-    if words[c + C_ACTIVE] == pfn or (info & PAGE_LISTED and inuse_of(info) != 0):
-        return OK
+    whole = low_mask(min(64, objects_of(words[page + PG_INFO]) - (index & ~63)))
+    if (before != 0 and before | mask != whole) or words[c + C_ACTIVE] == pfn:
+        return OK  # neither the first nor the last free object of its word: the slab stays where it is
     return settle_locked(words, c, pfn)
 
 
@@ -296,26 +321,27 @@ def release_slab_locked(words: Words, c: int, pfn: int) -> int:
 
 @entry
 def refill_locked(words: Words, c: int) -> int:
-    """Make a slab with free objects the active one: partial, empty, new; its pfn, ENOMEM or EAGAIN."""
+    """Let a slab with free objects serve: active, partial, empty, new; its pfn, ENOMEM or EAGAIN."""
     pfn = _activate(words, c)
     if pfn == 0:
         if words[c + C_FLAGS] & CF_CTOR:
             return EAGAIN
         pfn = new_slab_locked(words, c)
         if pfn > 0:
-            words[c + C_ACTIVE] = pfn
+            point_at(words, c, pfn)
     return pfn
 
 
 @kernel
 def cache_alloc_locked(words: Words, c: int) -> int:
     """Return the offset of a free object, ENOMEM, or EAGAIN if the face must construct a slab first."""
-    pfn = words[c + C_ACTIVE]
-    if pfn == 0:
-        pfn = refill_locked(words, c)
-        if pfn < 0:
-            return pfn
-    return _take_object(words, c, pfn)
+    offset = _take_object(words, c)
+    if offset == 0:
+        status = refill_locked(words, c)
+        if status < 0:
+            return status
+        offset = _take_object(words, c)
+    return offset
 
 
 @kernel

@@ -34,10 +34,8 @@ from realalloc.mm.layout import (
     GRANULE_BYTES,
     GRANULE_PAGES,
     GRANULE_SHIFT,
-    HUGE_ORDER,
     H_END_PFN,
     H_MAX_ORDER,
-    H_VMAP,
     H_VM_AREAS,
     H_VM_FREE,
     H_VM_FRONTIER,
@@ -46,6 +44,8 @@ from realalloc.mm.layout import (
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
     H_VM_START_BYTES,
+    H_VMAP,
+    HUGE_ORDER,
     KIND_AREA,
     KIND_MASK,
     OK,
@@ -53,6 +53,7 @@ from realalloc.mm.layout import (
     ORDER_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
+    PAGE_WORDS,
     PG_INFO,
     PG_LINK,
     PG_MAP0,
@@ -65,9 +66,8 @@ from realalloc.mm.layout import (
     WORD_BYTES,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, page_at, zero_pages
+from realalloc.mm.pages import clear_resident_locked, page_at, zero_pages, zero_range
 from realalloc.mm.prim import forget, move_pages
-
 
 HUGE_GRANULES = (PAGE_BYTES << HUGE_ORDER) // GRANULE_BYTES
 LAZY_SHARE_SHIFT = 2  # a quarter
@@ -348,8 +348,7 @@ def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
     granule = _reuse_lazy(words, pages)
     if granule != 0:
         if zero != 0:
-            at = area_offset(words, granule) // WORD_BYTES
-            words[at : at + (pages << PAGE_SHIFT) // WORD_BYTES] = 0
+            zero_range(words, area_offset(words, granule) // WORD_BYTES, pages * PAGE_WORDS)
     else:
         granule = _new_area(words, pages, zero)
         if granule < 0:
