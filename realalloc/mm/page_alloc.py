@@ -43,6 +43,7 @@ from realalloc.mm.layout import (
     Z_FREE_PAGES,
     Z_FREES,
     Z_FRONTIER_PFN,
+    Z_LIMIT_PFN,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_MASK,
@@ -51,6 +52,17 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, set_resident_locked, zero_pages, zone_at
 from realalloc.mm.reclaim import reclaim_locked
+
+
+@kernel
+def _run_is_free(words: Words, zone: int, pfn: int, end: int) -> int:
+    """Check that free blocks cover ``[pfn, end)`` without a hole."""
+    while pfn < end:
+        info = words[page_at(words, pfn) + PG_INFO]
+        if info & KIND_MASK != KIND_FREE or info >> ZONE_SHIFT & ZONE_MASK != zone:
+            return 0
+        pfn += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
+    return 1
 
 
 @kernel
@@ -68,11 +80,14 @@ def _find_run(words: Words, zone: int, pages: int) -> int:
             if pfn + step - begin >= pages:
                 return begin
         pfn += step
-    if begin < 0:
+    if _run_is_free(words, zone, pfn, words[z + Z_FRONTIER_PFN]) == 0:  # the block at the frontier is partly in use
+        begin = pfn + step
+    elif begin < 0:
         begin = pfn
+    if words[z + Z_LIMIT_PFN] - begin < pages:  # said before the frontier moves: memmap is only touched for a run
+        return 0
     while words[z + Z_FRONTIER_PFN] - begin < pages:  # the run ends at the frontier, or begins there
-        if grow(words, zone) == 0:
-            return 0
+        grow(words, zone)
     return begin
 
 
@@ -91,18 +106,6 @@ def _claim(words: Words, zone: int, pfn: int, pages: int) -> None:
     free_span_locked(words, zone, end, at - end)
 
 
-@kernel
-def _run_is_free(words: Words, zone: int, pfn: int, pages: int) -> int:
-    """Check that free blocks cover the run without a hole."""
-    at = pfn
-    while at < pfn + pages:
-        info = words[page_at(words, at) + PG_INFO]
-        if info & KIND_MASK != KIND_FREE or info >> ZONE_SHIFT & ZONE_MASK != zone:
-            return 0
-        at += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
-    return 1
-
-
 @entry
 def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
     """Allocate any number of contiguous pages; return the first pfn or ENOMEM (kernel: alloc_contig_pages)."""
@@ -116,7 +119,7 @@ def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
         free_span_locked(words, zone, pfn + pages, (1 << order) - pages)
     else:
         pfn = _find_run(words, zone, pages)
-        if pfn == 0 or _run_is_free(words, zone, pfn, pages) == 0:
+        if pfn == 0:
             return ENOMEM
         _claim(words, zone, pfn, pages)
         words[zone_at(zone) + Z_ALLOCS] += 1
