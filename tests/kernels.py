@@ -1,0 +1,226 @@
+"""Shared by the tests of kernels: what the words say, read without any kernel, and a model to compare them with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realalloc.mm.layout import (
+    C_ALLOCS,
+    C_FREES,
+    C_NR_SLABS,
+    CACHE_WORDS,
+    H_ALLOCATED_PAGES,
+    H_BLOCKS,
+    H_CACHES,
+    H_COMMITTED_PAGES,
+    H_LOCK,
+    H_MAX_ORDER,
+    H_MEMMAP,
+    H_META_PAGES,
+    H_NR_CACHES,
+    H_NR_ZONES,
+    H_POOLS,
+    H_VM_AREAS,
+    H_VM_FRONTIER,
+    H_VM_LAZY_PAGES,
+    H_VM_PAGES,
+    KIND_MASK,
+    KIND_RUN,
+    KMALLOC_SIZES,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    PAGE_STRUCT_WORDS,
+    PAGE_WORDS,
+    PG_INFO,
+    PG_LINK,
+    PG_MAP0,
+    Z_COUNTS,
+    Z_END_PFN,
+    Z_FREE_PAGES,
+    Z_FRONTIER_PFN,
+    Z_HEADS,
+    Z_START_PFN,
+    ZONE_NORMAL,
+    ZONE_WORDS,
+    ZONES,
+)
+from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from support import RawArena
+
+CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"  # a child finds these files too
+
+
+def zone_word(raw: RawArena, zone: int, field: int) -> int:
+    """Read a field of a zone."""
+    return int(raw.words[ZONES + zone * ZONE_WORDS + field])
+
+
+def page_index(raw: RawArena, pfn: int) -> int:
+    """Find a struct page."""
+    return int(raw.words[H_MEMMAP]) + pfn * PAGE_STRUCT_WORDS
+
+
+def page_info(raw: RawArena, pfn: int) -> int:
+    """Read a struct page's first word."""
+    return int(raw.words[page_index(raw, pfn) + PG_INFO])
+
+
+def page_kind(raw: RawArena, pfn: int) -> int:
+    """Read the kind of a page."""
+    return page_info(raw, pfn) & KIND_MASK
+
+
+def block_pages(raw: RawArena, pfn: int) -> int:
+    """Read the length of the block that begins at ``pfn``."""
+    if page_kind(raw, pfn) == KIND_RUN:
+        return int(raw.words[page_index(raw, pfn) + PG_MAP0])
+    return 1 << (page_info(raw, pfn) >> ORDER_SHIFT & ORDER_MASK)
+
+
+def free_blocks(raw: RawArena, zone: int = ZONE_NORMAL) -> set[tuple[int, int]]:
+    """Walk the free lists: (order, pfn) of every block on them."""
+    found = set()
+    for order in range(int(raw.words[H_MAX_ORDER]) + 1):
+        pfn = zone_word(raw, zone, Z_HEADS + order) >> 32
+        count = 0
+        while pfn != 0:
+            found.add((order, pfn))
+            count += 1
+            pfn = int(raw.words[page_index(raw, pfn) + PG_LINK]) >> 32
+        assert count == zone_word(raw, zone, Z_COUNTS + order)
+    return found
+
+
+def cut_into_blocks(free: Sequence[bool], start: int, max_order: int) -> set[tuple[int, int]]:
+    """Say which blocks must be on the lists: of all buddies that are wholly free, the largest."""
+    blocks = set()
+    end = start + len(free)
+    pfn = start
+    while pfn < end:
+        if not free[pfn - start]:
+            pfn += 1
+            continue
+        order = max_order
+        while pfn & ((1 << order) - 1) or pfn + (1 << order) > end or not all(free[pfn - start :][: 1 << order]):
+            order -= 1
+        blocks.add((order, pfn))
+        pfn += 1 << order
+    return blocks
+
+
+def assert_coalesced(raw: RawArena, taken: Iterable[tuple[int, int]], zone: int = ZONE_NORMAL) -> None:
+    """The free lists hold exactly what is not taken ((pfn, pages) pairs), merged as far as buddies can be."""
+    start = zone_word(raw, zone, Z_START_PFN)
+    free = [True] * (zone_word(raw, zone, Z_FRONTIER_PFN) - start)
+    total = 0
+    for pfn, pages in taken:
+        assert pfn >= start
+        assert all(free[pfn - start : pfn - start + pages])
+        assert pfn + pages <= start + len(free)
+        free[pfn - start : pfn - start + pages] = [False] * pages
+        total += pages
+    assert free_blocks(raw, zone) == cut_into_blocks(free, start, int(raw.words[H_MAX_ORDER]))
+    assert zone_word(raw, zone, Z_FREE_PAGES) == len(free) - total
+
+
+def blocks_that_fit(start: int, end: int, order: int) -> int:
+    """Count the aligned blocks of an order inside ``[start, end)``."""
+    size = 1 << order
+    return max(0, end // size - -(-start // size))
+
+
+def metadata(raw: RawArena) -> Any:
+    """Copy all metadata: header, tables, maps, memmap."""
+    return raw.words[: int(raw.words[H_META_PAGES]) * PAGE_WORDS].copy()
+
+
+def assert_unchanged(raw: RawArena, before: Any) -> None:
+    """Not one word of the metadata has changed."""
+    changed = np.flatnonzero(metadata(raw) != before)
+    assert changed.tolist() == []
+
+
+def trim(raw: RawArena) -> int:
+    """Do what ``Arena.trim`` does; return the pages that went back to the system."""
+    reclaim(raw.words)
+    given = raw.out()
+    for zone in range(int(raw.words[H_NR_ZONES])):
+        at = trim_span(raw.words, zone, 0, given)
+        while at != 0:
+            at = trim_span(raw.words, zone, at, given)
+    retreat(raw.words, ZONE_NORMAL)
+    return int(given[0])
+
+
+def assert_pristine(raw: RawArena) -> None:
+    """Nothing is allocated, and after one trim the arena is what it was at the start."""
+    raw.validate()
+    trim(raw)
+    raw.validate()
+    for field in (H_ALLOCATED_PAGES, H_COMMITTED_PAGES, H_BLOCKS, H_LOCK, H_POOLS):
+        assert raw.words[field] == 0
+    for field in (H_VM_AREAS, H_VM_PAGES, H_VM_LAZY_PAGES):
+        assert raw.words[field] == 0
+    assert raw.words[H_VM_FRONTIER] == 1
+    for index in range(int(raw.words[H_NR_CACHES])):
+        c = int(raw.words[H_CACHES]) + index * CACHE_WORDS
+        assert raw.words[c + C_NR_SLABS] == 0
+        assert raw.words[c + C_ALLOCS] == raw.words[c + C_FREES]
+    for zone in range(int(raw.words[H_NR_ZONES])):
+        assert_coalesced(raw, [], zone)
+    assert zone_word(raw, ZONE_NORMAL, Z_FRONTIER_PFN) == zone_word(raw, ZONE_NORMAL, Z_START_PFN)
+    assert free_blocks(raw) == set()
+
+
+def zone_pages(raw: RawArena, zone: int = ZONE_NORMAL) -> int:
+    """Count the pages of a zone."""
+    return zone_word(raw, zone, Z_END_PFN) - zone_word(raw, zone, Z_START_PFN)
+
+
+def octets(raw: RawArena, offset: int, nbytes: int) -> Any:
+    """View bytes of the arena."""
+    return raw.words.view(np.uint8)[offset : offset + nbytes]
+
+
+def pattern(seed: int, nbytes: int) -> Any:
+    """Make bytes that are unlike those of other seeds at every place."""
+    return (np.arange(nbytes, dtype=np.uint32) * 167 + seed * 7919 + (seed >> 8)).astype(np.uint8)
+
+
+def write(raw: RawArena, offset: int, nbytes: int, seed: int) -> None:
+    """Fill a block with the pattern of ``seed``."""
+    octets(raw, offset, nbytes)[:] = pattern(seed, nbytes)
+
+
+def holds(raw: RawArena, offset: int, nbytes: int, seed: int) -> bool:
+    """Tell whether a block still has the pattern of ``seed``."""
+    return bool(np.array_equal(octets(raw, offset, nbytes), pattern(seed, nbytes)))
+
+
+def is_zero(raw: RawArena, offset: int, nbytes: int) -> bool:
+    """Tell whether a block reads as zero."""
+    return not octets(raw, offset, nbytes).any()
+
+
+def class_size(nbytes: int) -> int:
+    """Say which size class serves a request."""
+    return next(size for size in KMALLOC_SIZES if size >= nbytes)
+
+
+def class_cache(raw: RawArena, size: int, zone: int = ZONE_NORMAL) -> int:
+    """Find the cache of a size class: descriptor 0 is the internal one."""
+    index = 1 + KMALLOC_SIZES.index(size) + zone * len(KMALLOC_SIZES)
+    return int(raw.words[H_CACHES]) + index * CACHE_WORDS
+
+
+ORDERINGS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "forward": lambda items: list(items),
+    "backward": lambda items: items[::-1],
+    "shuffled": lambda items: random.Random(7).sample(items, len(items)),
+    "every other first": lambda items: items[::2] + items[1::2],
+}
