@@ -107,6 +107,11 @@ def kernel(func: F) -> F:
     return cast("F", made)
 
 
+def verb(func: F) -> F:
+    """Jit a function for users' jitted code: typed when called, with default arguments. Without jit the function itself."""
+    return cast("F", numba.njit(nogil=True, error_model="numpy", forceinline=True)(func)) if JIT else func
+
+
 def _plain(args: Any) -> tuple[Any, ...]:
     return tuple(arg if isinstance(arg, (types.Array, types.CPointer)) else types.int64 for arg in args)
 
