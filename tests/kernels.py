@@ -187,9 +187,12 @@ def octets(raw: RawArena, offset: int, nbytes: int) -> Any:
     return raw.words.view(np.uint8)[offset : offset + nbytes]
 
 
+_RAMP = (np.arange(1 << 21, dtype=np.uint32) * 167 + (np.arange(1 << 21, dtype=np.uint32) >> 8)).astype(np.uint8)
+
+
 def pattern(seed: int, nbytes: int) -> Any:
-    """Make bytes that are unlike those of other seeds at every place."""
-    return (np.arange(nbytes, dtype=np.uint32) * 167 + seed * 7919 + (seed >> 8)).astype(np.uint8)
+    """Make bytes that tell seeds apart, and places too."""
+    return _RAMP[:nbytes] + np.uint8((seed * 7919 + (seed >> 8)) & 255)
 
 
 def write(raw: RawArena, offset: int, nbytes: int, seed: int) -> None:

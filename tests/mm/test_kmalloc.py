@@ -1,0 +1,393 @@
+"""kmalloc: every size and its class, alignment, contents, the way to blocks and areas, and frees that must be refused."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kernels import (
+    ORDERINGS,
+    assert_pristine,
+    assert_unchanged,
+    class_cache,
+    class_size,
+    holds,
+    is_zero,
+    metadata,
+    page_kind,
+    pattern,
+    write,
+    zone_pages,
+    zone_word,
+)
+from realalloc.mm.kmalloc import kfree, kmalloc, ksize, validate_vmalloc, vmalloc
+from realalloc.mm.kmem_cache import calculate_order
+from realalloc.mm.layout import (
+    BAD_AREA,
+    C_ALLOCS,
+    C_FREES,
+    C_NR_SLABS,
+    C_OBJECT_BYTES,
+    C_OBJECTS,
+    C_ORDER,
+    C_STRIDE_BYTES,
+    CACHE_WORDS,
+    EINVAL,
+    ENOMEM,
+    GFP_DMA_BIT,
+    GFP_ZERO_BIT,
+    H_ALLOCATED_PAGES,
+    H_BLOCKS,
+    H_CACHES,
+    H_CLOSED,
+    H_TOTAL_WORDS,
+    H_VM_AREAS,
+    H_VM_PAGES,
+    H_VM_START_BYTES,
+    KIND_LARGE,
+    KMALLOC_SIZES,
+    KMALLOC_TABLE,
+    Z_START_PFN,
+    ZONE_DMA,
+    ZONE_NORMAL,
+    slab_min_objects,
+)
+from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
+from support import JIT, MIB, PAGE, RawArena
+
+LAST_SMALL = KMALLOC_SIZES[-1]
+KERNEL_TABLE = {
+    8: (512, 0), 16: (256, 0), 32: (128, 0), 64: (64, 0), 96: (42, 0), 128: (32, 0), 192: (21, 0), 256: (16, 0),
+    512: (16, 1), 1024: (16, 2), 2048: (16, 3), 4096: (8, 3), 8192: (4, 3),
+}  # fmt: skip
+
+
+def test_every_size_has_its_class_alignment_and_bytes_of_its_own() -> None:
+    raw = RawArena(64 * MIB, 10)
+    live = {}
+    for nbytes in range(1, LAST_SMALL + 2):
+        offset = int(kmalloc(raw.words, nbytes, 0))
+        usable = class_size(nbytes) if nbytes <= LAST_SMALL else 3 * PAGE + PAGE
+        assert ksize(raw.words, offset) == usable
+        if nbytes <= LAST_SMALL:
+            assert offset % (usable & -usable) == 0
+        else:
+            assert offset % (4 * PAGE) == 0
+            assert page_kind(raw, offset // PAGE) == KIND_LARGE
+        live[offset] = (nbytes, usable)
+        write(raw, offset, nbytes, nbytes)
+    places = sorted((offset, usable) for offset, (_, usable) in live.items())
+    assert all(a + size <= b for (a, size), (b, _) in zip(places, places[1:], strict=False))
+    raw.validate()
+    assert all(holds(raw, offset, nbytes, nbytes) for offset, (nbytes, _) in live.items())
+    for offset in random.Random(1).sample(sorted(live), len(live)):
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("size", KMALLOC_SIZES)
+def test_boundaries_of_a_class(raw: RawArena, size: int) -> None:
+    below = max((other for other in KMALLOC_SIZES if other < size), default=0)
+    for nbytes in {below + 1, below + 2, (below + size) // 2, size - 1, size} - {0}:
+        offset = int(kmalloc(raw.words, nbytes, 0))
+        assert ksize(raw.words, offset) == size
+        assert offset % (size & -size) == 0
+        c = class_cache(raw, size)
+        assert raw.words[c + C_OBJECT_BYTES] == size
+        assert raw.words[c + C_ALLOCS] - raw.words[c + C_FREES] == 1
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_the_class_table_names_a_cache_for_every_word_of_size(raw: RawArena) -> None:
+    for step in range(LAST_SMALL // 8 + 1):
+        c = int(raw.words[KMALLOC_TABLE + step])
+        assert c == class_cache(raw, class_size(max(step * 8, 1)))
+
+
+@pytest.mark.parametrize(("size", "expected"), KERNEL_TABLE.items())
+def test_objects_and_pages_of_a_slab_are_the_kernels(size: int, expected: tuple[int, int], monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert slab_min_objects() == 12
+    assert calculate_order(size, 10, 12) == expected[1]
+    raw = RawArena(MIB, 4)
+    c = class_cache(raw, size)
+    assert (raw.words[c + C_OBJECTS], raw.words[c + C_ORDER]) == expected
+    assert raw.words[c + C_STRIDE_BYTES] == size
+
+
+@pytest.mark.parametrize(("cpus", "objects"), [(1, 8), (2, 12), (3, 12), (4, 16), (7, 16), (8, 20), (64, 32), (None, 8)])
+def test_slabs_grow_with_the_processors_as_in_the_kernel(cpus: int | None, objects: int, monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    assert slab_min_objects() == objects
+
+
+@pytest.mark.parametrize("size", KMALLOC_SIZES)
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_a_class_fills_the_arena_and_comes_back_in_any_order(size: int, ordering: str) -> None:
+    raw = RawArena((512 if JIT and size > 16 else 224) << 10, 4)
+    live = []
+    while (offset := int(kmalloc(raw.words, size, 0))) > 0:
+        live.append(offset)
+    assert offset == ENOMEM
+    assert len(live) == len(set(live))
+    assert len(live) * size > 0.7 * zone_pages(raw) * PAGE
+    for k, offset in enumerate(live):
+        write(raw, offset, size, k)
+    raw.validate()
+    order = ORDERINGS[ordering](list(enumerate(live)))
+    for step, (k, offset) in enumerate(order):
+        assert holds(raw, offset, size, k)
+        assert kfree(raw.words, offset) == 0
+        if step % 2500 == 0:
+            raw.validate()
+    assert_pristine(raw)
+
+
+def test_large_sizes_take_the_smallest_sufficient_block(raw: RawArena) -> None:
+    for nbytes in (LAST_SMALL + 1, 3 * PAGE, 4 * PAGE - 1, 4 * PAGE, 4 * PAGE + 1, 8 * PAGE, 8 * PAGE + 1, 16 * PAGE):
+        order = (-(-nbytes // PAGE) - 1).bit_length()
+        offset = int(kmalloc(raw.words, nbytes, 0))
+        assert offset % (PAGE << order) == 0
+        assert ksize(raw.words, offset) == PAGE << order
+        assert raw.words[H_ALLOCATED_PAGES] == 1 << order
+        assert raw.words[H_BLOCKS] == 1
+        write(raw, offset, nbytes, 9)
+        assert holds(raw, offset, nbytes, 9)
+        assert kfree(raw.words, offset) == 0
+        assert raw.words[H_ALLOCATED_PAGES] == raw.words[H_BLOCKS] == 0
+
+
+def test_sizes_above_the_largest_block_become_areas(raw: RawArena) -> None:
+    for nbytes in (16 * PAGE + 1, 17 * PAGE, 40 * PAGE - 3):
+        offset = int(kmalloc(raw.words, nbytes, 0))
+        assert offset >= raw.words[H_VM_START_BYTES]
+        assert ksize(raw.words, offset) == -(-nbytes // PAGE) * PAGE
+        write(raw, offset, nbytes, 4)
+        assert holds(raw, offset, nbytes, 4)
+        assert raw.words[H_VM_AREAS] == 1
+        assert kfree(raw.words, offset) == 0
+        assert raw.words[H_VM_AREAS] == raw.words[H_VM_PAGES] == 0
+
+
+@pytest.mark.parametrize("max_order", [0, 1, 2, 3])
+def test_every_size_is_served_where_the_largest_block_is_small(max_order: int) -> None:
+    raw = RawArena(2 * MIB, max_order)
+    live = {}
+    for nbytes in (1, 8, 96, 512, 4095, 4096, 4097, 6000, 8191, 8192, 8193, 3 * PAGE, 4 * PAGE + 1, 9 * PAGE):
+        offset = int(kmalloc(raw.words, nbytes, GFP_ZERO_BIT))
+        assert offset > 0
+        assert ksize(raw.words, offset) >= nbytes
+        assert is_zero(raw, offset, nbytes)
+        write(raw, offset, nbytes, nbytes)
+        live[offset] = nbytes
+        raw.validate()
+    assert all(holds(raw, offset, nbytes, nbytes) for offset, nbytes in live.items())
+    for offset in live:
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("nbytes", [0, -1, -8, -(1 << 62), 1 << 30, 1 << 40, 1 << 62, (1 << 63) - 1, (1 << 63) - 4096])
+def test_impossible_sizes_take_nothing(raw: RawArena, nbytes: int) -> None:
+    before = metadata(raw)
+    assert kmalloc(raw.words, nbytes, 0) == ENOMEM
+    assert vmalloc(raw.words, nbytes, 0) == ENOMEM
+    assert_unchanged(raw, before)
+
+
+@pytest.mark.parametrize("nbytes", [1, 7, 8, 100, 192, 4096, 8192, 8193, 5 * PAGE, 16 * PAGE, 20 * PAGE + 5])
+def test_zeroed_memory_reads_as_zero_after_dirty_use(raw: RawArena, nbytes: int) -> None:
+    offset = int(kmalloc(raw.words, nbytes, 0))
+    usable = int(ksize(raw.words, offset))
+    for seed in range(3):
+        write(raw, offset, usable, seed)
+        assert kfree(raw.words, offset) == 0
+        again = int(kmalloc(raw.words, nbytes, GFP_ZERO_BIT))
+        assert again == offset
+        assert is_zero(raw, again, nbytes)
+    assert kfree(raw.words, offset) == 0
+
+
+def test_a_zeroed_neighbour_keeps_its_bytes(raw: RawArena) -> None:
+    for size in KMALLOC_SIZES:
+        offsets = sorted(int(kmalloc(raw.words, size, 0)) for _ in range(3))
+        for offset in offsets:
+            write(raw, offset, size, offset)
+        assert kfree(raw.words, offsets[1]) == 0
+        assert kmalloc(raw.words, size, GFP_ZERO_BIT) == offsets[1]
+        assert is_zero(raw, offsets[1], size)
+        assert holds(raw, offsets[0], size, offsets[0])
+        assert holds(raw, offsets[2], size, offsets[2])
+        for offset in offsets:
+            assert kfree(raw.words, offset) == 0
+
+
+def everything(raw: RawArena) -> list[int]:
+    live = [int(kmalloc(raw.words, size, 0)) for size in KMALLOC_SIZES for _ in range(3)]
+    live += [int(kmalloc(raw.words, 3 * PAGE, 0)), int(kmalloc(raw.words, 20 * PAGE, 0))]
+    return live
+
+
+def test_refused_frees_change_not_one_word_of_metadata() -> None:
+    raw = RawArena(2 * MIB, 4)
+    live = everything(raw)
+    total = int(raw.words[H_TOTAL_WORDS]) * 8
+    end = raw.plan.end_pfn * PAGE
+    before = metadata(raw)
+    wrong = {0, 1, 7, 8, -1, -8, -PAGE, -end, end - 1, end, end + 8, total - PAGE, total, total + PAGE, 1 << 40, 1 << 62}
+    wrong |= {-offset for offset in live}
+    wrong |= {pfn * PAGE + shift for pfn in range(raw.plan.meta_pages) for shift in (0, 8, 64, 2048)}  # metadata
+    wrong |= {offset + shift for offset in live for shift in (1, 4, 7, -1, -4, 3 * PAGE + 8, 1 << 33, -(1 << 33))}
+    for size, first in zip([size for size in KMALLOC_SIZES for _ in range(3)], live, strict=False):
+        wrong |= {first + shift for shift in range(1, min(size, 64))} | {first + size // 2, first + size - 1}
+    window = int(raw.words[H_VM_START_BYTES])
+    wrong |= {window, window + 8, window - PAGE, *(live[-1] + k * PAGE for k in range(1, 32)), live[-1] + (32 << 20)}
+    frontier_page = (end // PAGE - 1) * PAGE  # never reached
+    for offset in sorted(wrong - set(live)) + [frontier_page]:
+        assert kfree(raw.words, offset) == EINVAL, offset
+        assert ksize(raw.words, offset) == EINVAL, offset
+    assert_unchanged(raw, before)
+    for offset in live:
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_a_second_free_is_refused_while_the_slab_stays_and_after_it_went() -> None:
+    raw = RawArena(2 * MIB, 4)
+    live = everything(raw)
+    for offset in live:
+        assert kfree(raw.words, offset) == 0
+        before = metadata(raw)
+        assert kfree(raw.words, offset) == EINVAL
+        assert ksize(raw.words, offset) == EINVAL
+        assert_unchanged(raw, before)
+    assert_pristine(raw)
+    before = metadata(raw)
+    for offset in live:
+        assert kfree(raw.words, offset) == EINVAL
+    assert_unchanged(raw, before)
+
+
+def test_pages_of_a_vmalloc_area_cannot_be_freed_by_their_frames(raw: RawArena) -> None:
+    area = int(vmalloc(raw.words, 9 * PAGE, 0))
+    before = metadata(raw)
+    for pfn in range(raw.plan.meta_pages, raw.plan.end_pfn):
+        assert kfree(raw.words, pfn * PAGE) == EINVAL
+        assert free_pages(raw.words, pfn, -1) == EINVAL
+    assert_unchanged(raw, before)
+    assert kfree(raw.words, area) == 0
+
+
+def test_kfree_takes_blocks_and_runs_too(raw: RawArena) -> None:
+    block, run = int(alloc_pages(raw.words, 2, 0)), int(alloc_run(raw.words, 21, 0))
+    assert ksize(raw.words, block * PAGE) == 4 * PAGE
+    assert ksize(raw.words, run * PAGE) == 21 * PAGE
+    assert ksize(raw.words, block * PAGE + 8) == EINVAL
+    assert kfree(raw.words, run * PAGE + 8) == EINVAL
+    assert kfree(raw.words, block * PAGE) == 0
+    assert kfree(raw.words, run * PAGE) == 0
+    assert_pristine(raw)
+
+
+def test_the_locked_zone_has_classes_of_its_own() -> None:
+    raw = RawArena(2 * MIB, 4, dma=150 * PAGE)
+    border = zone_word(raw, ZONE_NORMAL, Z_START_PFN) * PAGE
+    live = []
+    for size in (*KMALLOC_SIZES, 3 * PAGE, 5 * PAGE):
+        low, high = int(kmalloc(raw.words, size, GFP_DMA_BIT)), int(kmalloc(raw.words, size, 0))
+        assert zone_word(raw, ZONE_DMA, Z_START_PFN) * PAGE <= low < border <= high
+        assert ksize(raw.words, low) == ksize(raw.words, high)
+        if size <= LAST_SMALL:
+            c = class_cache(raw, size, ZONE_DMA)
+            assert raw.words[c + C_OBJECT_BYTES] == size
+            assert raw.words[c + C_ALLOCS] == raw.words[c + C_NR_SLABS] == 1
+        live += [low, high]
+    assert kmalloc(raw.words, 17 * PAGE, GFP_DMA_BIT) == ENOMEM  # areas are not in the locked zone
+    for offset in live:
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_an_arena_without_the_locked_zone_refuses_its_flag(raw: RawArena) -> None:
+    before = metadata(raw)
+    for nbytes in (8, 8192, 8193, 17 * PAGE):
+        assert kmalloc(raw.words, nbytes, GFP_DMA_BIT) == ENOMEM
+    assert_unchanged(raw, before)
+
+
+def test_a_closed_arena_hands_out_nothing_and_takes_everything_back(raw: RawArena) -> None:
+    live = everything(raw)
+    raw.words[H_CLOSED] = 1
+    for nbytes in (8, 9000, 30 * PAGE):
+        assert kmalloc(raw.words, nbytes, 0) == ENOMEM
+        assert vmalloc(raw.words, nbytes, 0) == ENOMEM
+    for offset in live:
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_empty_slabs_of_one_class_serve_another_when_pages_run_out(raw: RawArena) -> None:
+    small = []
+    while (offset := int(kmalloc(raw.words, 64, 0))) > 0:
+        small.append(offset)
+    for offset in small:
+        assert kfree(raw.words, offset) == 0
+    assert raw.words[class_cache(raw, 64) + C_NR_SLABS] > 0
+    pages = []
+    while (offset := int(kmalloc(raw.words, PAGE, 0))) > 0:
+        pages.append(offset)
+    assert len(pages) > 0.9 * zone_pages(raw)
+    assert raw.words[class_cache(raw, 64) + C_NR_SLABS] == 0
+    for offset in pages:
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_a_damaged_window_is_reported_with_the_lock_released(raw: RawArena) -> None:
+    raw.words[H_VM_AREAS] += 1
+    assert validate_vmalloc(raw.words) == BAD_AREA
+    raw.words[H_VM_AREAS] -= 1
+    assert validate_vmalloc(raw.words) == 0
+
+
+def test_the_internal_cache_is_not_a_size_class(raw: RawArena) -> None:
+    assert class_cache(raw, 8) == raw.words[H_CACHES] + CACHE_WORDS
+
+
+def test_a_long_random_life_keeps_every_byte() -> None:
+    rng = random.Random(20240607)
+    raw = RawArena(4 * MIB, 6)
+    live: dict[int, tuple[int, int]] = {}
+    sizes = [*KMALLOC_SIZES, 1, 9, 65, 129, 1025, 3000, 8193, 20000, 100000, 300000]
+    for step in range(60_000 if JIT else 6_000):
+        if rng.random() < 0.52:
+            nbytes = min(rng.choice(sizes) + rng.randint(-3, 3), 300000)
+            if nbytes <= 0:
+                continue
+            offset = int(kmalloc(raw.words, nbytes, rng.choice((0, GFP_ZERO_BIT))))
+            if offset < 0:
+                assert offset == ENOMEM
+                for victim in rng.sample(sorted(live), len(live) // 2):
+                    assert kfree(raw.words, victim) == 0
+                    del live[victim]
+                continue
+            assert offset not in live
+            write(raw, offset, min(nbytes, 64), step)
+            live[offset] = (min(nbytes, 64), step)
+        elif live:
+            offset = rng.choice(list(live)[-50:])
+            nbytes, seed = live.pop(offset)
+            assert holds(raw, offset, nbytes, seed)
+            assert kfree(raw.words, offset) == 0
+        if step % 2000 == 0:
+            raw.validate()
+            assert all(holds(raw, offset, *written) for offset, written in live.items())
+    for offset in live:
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_patterns_of_different_blocks_differ() -> None:
+    assert len({pattern(seed, 64).tobytes() for seed in range(256)}) == 256
