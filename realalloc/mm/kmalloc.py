@@ -63,6 +63,7 @@ def create_classes(words: Words) -> None:
         for size in KMALLOC_SIZES:
             align = size & -size
             stride, order = cache_geometry(size, align, max_order, objects)
+            order = max(order, (size - 1) // PAGE_BYTES)  # 8 KiB where no block is that large: a cache that stays empty
             made.append(cache_create(words, size, align, stride, order, 0, zone))
         if zone == ZONE_NORMAL:  # the DMA family sits NR_CLASSES descriptors behind
             for step in range(KMALLOC_MAX_CACHE_BYTES // 8 + 1):
@@ -80,9 +81,10 @@ def class_of(words: Words, nbytes: int, gfp: int) -> int:
 def kmalloc_locked(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate without reclaim; small blocks are not zeroed here."""
     zone = ZONE_DMA if gfp & GFP_DMA_BIT else ZONE_NORMAL
-    if nbytes <= KMALLOC_MAX_CACHE_BYTES:
+    largest = PAGE_BYTES << words[H_MAX_ORDER]
+    if nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest):
         return cache_alloc_locked(words, class_of(words, nbytes, gfp))
-    if nbytes <= PAGE_BYTES << words[H_MAX_ORDER]:
+    if nbytes <= largest:
         order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
         pfn = alloc_block_locked(words, zone, order, KIND_LARGE, gfp & GFP_ZERO_BIT)
         if pfn < 0:
