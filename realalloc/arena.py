@@ -41,7 +41,7 @@ from realalloc.lease import (
     unpin,
 )
 from realalloc.memory import Memory
-from realalloc.mempool import MemPool, make_pool
+from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import hold, let_go
 from realalloc.mm.buddy import set_limit, validate_buddy
@@ -136,7 +136,7 @@ class Arena:
         if nbytes > MAX_BYTES:
             raise ValueError(f"size must be at most {format_bytes(MAX_BYTES)}, not {format_bytes(nbytes)}")
         order = as_int(max_order, "max_order", 0, layout.MAX_MAX_ORDER)
-        if isinstance(huge_pages, int) and not isinstance(huge_pages, bool) or huge_pages not in HUGE:
+        if (isinstance(huge_pages, int) and not isinstance(huge_pages, bool)) or huge_pages not in HUGE:
             raise ValueError(f"huge_pages must be 'auto', True or False, not {huge_pages!r}")
         if set(debug) - {"F"}:
             raise ValueError(f"debug={debug!r}: only 'F' exists in this version")
@@ -416,8 +416,11 @@ class Arena:
         self._check_open()
         return KmemCache(self, name, size, align=align, ctor=ctor, gfp=gfp)
 
-    def mempool(self, min_nr: int, **options: Any) -> MemPool:
-        """Create a pool with a reserve of ``min_nr`` elements; see :func:`realalloc.mempool.make_pool`."""
+    def mempool(self, min_nr: int, **options: Any) -> Any:
+        """Create a pool with a reserve of ``min_nr`` elements: a ``MemPool``, or an ``ObjectPool`` with ``alloc_fn=``.
+
+        Options: see :func:`realalloc.mempool.make_pool`.
+        """
         self._check_open()
         return make_pool(self, min_nr, **options)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numba
 import numpy as np
@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from realalloc.mm.atomic import address_of, atomic_add
-from realalloc.mm.jit import JIT, POINTERS, WORDS_TYPE, Entry, Words, entry, in_cache, kernel, native
+from realalloc.mm.jit import JIT, POINTERS, Entry, Words, entry, in_cache, kernel, native
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc, zero_words
 from realalloc.mm.kmem_cache import construct_put
 from realalloc.mm.layout import (
@@ -182,37 +182,35 @@ def _decref(address: int) -> int:
     return 0
 
 
-if POINTERS:
+def _make_words_at() -> Callable[[int], Words]:
+    """Make ``words_at``: the words of an arena from its address, in the form that kernels take them."""
+    if not JIT:
 
-    @intrinsic
-    def words_at(_context: Any, _base: Any) -> Any:
-        """View an arena from its address."""
+        def plain(base: int) -> Words:
+            total = load_at(base + H_TOTAL_WORDS * WORD_BYTES)
+            return np.ctypeslib.as_array((ctypes.c_int64 * total).from_address(int(base)))
 
-        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], _I64.as_pointer())
+        return plain
 
-        return WORDS_TYPE(types.int64), emit
-
-elif JIT:
-
-    @intrinsic
-    def _pointer(_context: Any, _base: Any) -> Any:
+    def pointer(_context: Any, base: Any) -> Any:  # noqa: ARG001  # intrinsics are typed by their parameters
         def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], _I64.as_pointer())
 
         return types.CPointer(types.int64)(types.int64), emit
 
-    @kernel
-    def words_at(base: int) -> Words:
-        """View an arena from its address, with its length for the bounds checks."""
-        return numba.carray(_pointer(base), (load_at(base + H_TOTAL_WORDS * WORD_BYTES),))  # type: ignore[attr-defined]
+    as_pointer: Any = intrinsic(pointer)
+    if POINTERS:
+        return cast("Callable[[int], Words]", as_pointer)
+    carray: Any = vars(numba)["carray"]
 
-else:
+    def with_bounds(base: int) -> Words:
+        words: Words = carray(as_pointer(base), (load_at(base + H_TOTAL_WORDS * WORD_BYTES),))
+        return words
 
-    def words_at(base: int) -> Words:
-        """View an arena from its address."""
-        total = load_at(base + H_TOTAL_WORDS * WORD_BYTES)
-        return np.frombuffer((ctypes.c_int64 * total).from_address(int(base)), dtype=np.int64)  # type: ignore[call-overload, no-any-return]
+    return kernel(with_bounds)
+
+
+words_at = _make_words_at()
 
 
 # -- taking and giving back ---------------------------------------------------------------------------------------------

@@ -90,11 +90,11 @@ class ObjectPool:
         return element
 
     def _attempt(self, gfp: int) -> Any:
-        first, second = (self._pop, lambda: self._fresh(gfp))
         if self._alloc_first:
-            first, second = (lambda: self._fresh(gfp & ~GFP_DIRECT_RECLAIM)), self._pop
-        element = first()
-        return element if element is not None else second()
+            element = self._fresh(gfp & ~GFP_DIRECT_RECLAIM)
+            return element if element is not None else self._pop()
+        element = self._pop()
+        return element if element is not None else self._fresh(gfp)
 
     def alloc(self, gfp: int = GFP_KERNEL, timeout: float | None = None) -> Any:
         """Return an element; wait for one if the flags allow it. TimeoutError, OutOfMemory as in ``MemPool.alloc``."""

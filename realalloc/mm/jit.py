@@ -100,7 +100,12 @@ def kernel(func: F) -> F:
     """
     if not JIT:
         return func
-    options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "no_cpython_wrapper": True,
+        "no_cfunc_wrapper": True,
+    }
     made = numba.njit(forceinline=True, **options)(func)
     resolve = made.get_call_template
     made.get_call_template = lambda args, kws: resolve(_plain(args), kws)
@@ -138,11 +143,12 @@ class Entry(_Intrinsic):  # type: ignore[misc]
     room, and seconds for every jitted function of a user that says ``kmalloc``. A call through a symbol costs 2 ns.
     """
 
+    __name__: str
     compiled: ClassVar[int] = 0
     on_compile: ClassVar[Callable[[str], None] | None] = None  # told the name before machine code is made
 
     def __init__(self, func: Callable[..., Any]) -> None:
-        options = {"cache": True, "nogil": True, "error_model": "numpy", "no_cpython_wrapper": POINTERS}
+        options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cpython_wrapper": POINTERS}
         self.dispatcher = in_cache(lambda: numba.njit(**options)(func))
         self.room = func.__module__.rpartition(".")[2]
         self.symbol = f"realalloc_{CACHE_DIR.name}_{self.room}_{func.__name__}"
@@ -186,7 +192,7 @@ class Entry(_Intrinsic):  # type: ignore[misc]
         kinds = [ctypes.c_int64 if kind == types.int64 else ctypes.c_void_p for kind in wanted.args]
         self._call = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(wrapper)
 
-    def __call__(self, *args: Any) -> int:
+    def __call__(self, *args: Any) -> int:  # type: ignore[override]
         """Call from Python, without the GIL. TypeError for floats and for arrays that are not ``int64[::1]``."""
         self.compile()
         if not POINTERS:
@@ -286,6 +292,8 @@ def _typer(
 
 class Native(_Intrinsic):  # type: ignore[misc]
     """An intrinsic that Python can call too: there it is its plain twin."""
+
+    __name__: str
 
     def __init__(self, twin: Callable[..., Any], emit: Callable[[Any, Any, Any, Any], Any]) -> None:
         self.twin = twin
