@@ -1,4 +1,4 @@
-"""Shared by the tests of the Python faces: what must not change, how to use everything up, children that must be quiet."""
+"""Shared by the tests of the Python faces: what may not change, how to use all up, children that must be quiet."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import JIT, run_child
 
 import realalloc as ra
-from support import JIT, run_child
 
 NOT_MEMORYVIEWS = [b"bytes", bytearray(8), 7, "text", np.zeros(4, np.uint8), object()]
 
