@@ -43,7 +43,7 @@ from realalloc.lease import (
 from realalloc.memory import Memory
 from realalloc.mempool import make_pool
 from realalloc.mm import layout
-from realalloc.mm.atomic import hold, let_go
+from realalloc.mm.atomic import bias, hold, let_go
 from realalloc.mm.buddy import set_limit, validate_buddy
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
@@ -175,6 +175,7 @@ class Arena:
         layout.format_words(memory.words, plan, huge)
         create_classes(memory.words)
         pin(memory.words, memory.mapping)
+        bias(memory.words)
         return memory
 
     # -- life ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,17 @@
 
 The lock guards every structure in ``mm``. It is held for one operation and never across Python code, so its holder
 always makes progress, with or without the GIL; a waiter yields the processor instead of spinning on.
-Invariant: ``words[H_LOCK] in (0, 1)``, and 0 whenever no kernel runs.
+
+A locked instruction is half of what a pair of kmalloc and kfree costs, so the lock starts *biased* to the thread that made
+the arena: that thread enters with two plain stores and two plain loads. The first other thread revokes the bias for ever:
+
+    owner                                    revoker
+    INSIDE = 1                               LOCK: owner -> REVOKING   (compare and swap)
+    compiler fence                           membarrier: a full barrier on every running thread
+    LOCK still me? enter : INSIDE = 0        wait for INSIDE = 0;  LOCK = HELD
+
+Either the owner's load comes after the barrier and sees REVOKING, or its store came before and the revoker sees INSIDE.
+Invariant: at most one thread is inside: LOCK = HELD and INSIDE is only touched in passing, or LOCK != HELD and INSIDE = 1.
 """
 
 from __future__ import annotations
@@ -11,12 +21,18 @@ import gc
 import threading
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils
 
 from realalloc.mm.jit import JIT, Words, entry, kernel, native, pointer_of
-from realalloc.mm.layout import H_LOCK
-from realalloc.mm.prim import sched_yield
+from realalloc.mm.layout import H_INSIDE, H_LOCK, LOCK_FREE, LOCK_HELD, LOCK_REVOKING
+from realalloc.mm.prim import (
+    MEMBARRIER_PRIVATE_EXPEDITED,
+    MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
+    membarrier,
+    sched_yield,
+)
 
 SPINS = 64
 
@@ -29,6 +45,27 @@ def _pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return builder.load_atomic(_pointer(context, builder, signature, args), "acquire", 8)
+
+
+def _emit_relaxed_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.load_atomic(_pointer(context, builder, signature, args), "monotonic", 8)
+
+
+def _emit_relaxed_store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    builder.store_atomic(args[2], _pointer(context, builder, signature, args), "monotonic", 8)
+    return args[2]
+
+
+def _emit_compiler_fence(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+    builder.fence("seq_cst", targetscope="singlethread")
+    return ir.Constant(ir.IntType(64), 0)
+
+
+def _emit_thread_identity(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+    byte = ir.IntType(8).as_pointer()
+    name = "llvm.thread.pointer.p0" if llvmlite.binding.llvm_version_info[0] >= 20 else "llvm.thread.pointer"
+    intrinsic = cgutils.get_or_insert_function(builder.module, ir.FunctionType(byte, []), name)
+    return builder.ptrtoint(builder.call(intrinsic, []), ir.IntType(64))
 
 
 def _emit_store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -64,6 +101,31 @@ def atomic_store(words: Words, index: int, value: int) -> int:
     return value
 
 
+@native(_emit_relaxed_load)
+def relaxed_load(words: Words, index: int) -> int:
+    """Load without order, but exactly here and once."""
+    return int(words[index])
+
+
+@native(_emit_relaxed_store)
+def relaxed_store(words: Words, index: int, value: int) -> int:
+    """Store without order, but exactly here and once; return the value."""
+    words[index] = value
+    return value
+
+
+@native(_emit_compiler_fence)
+def compiler_fence() -> int:
+    """Keep the compiler, not the processor, from moving accesses across."""
+    return 0
+
+
+@native(_emit_thread_identity)
+def thread_identity() -> int:
+    """Return what tells the calling thread from all others that live now: its thread pointer."""
+    return threading.get_ident()
+
+
 @native(_emit_cas)
 def compare_and_swap(words: Words, index: int, expected: int, value: int) -> int:
     """Store ``value`` if the word is ``expected``; return 1 if it was."""
@@ -88,14 +150,31 @@ def address_of(words: Words) -> int:
     return int(words.ctypes.data)
 
 
+@kernel
+def _revoke(words: Words) -> None:
+    """Wait for the thread that the lock was biased to; the caller has made the lock LOCK_REVOKING."""
+    membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED)
+    membarrier(MEMBARRIER_PRIVATE_EXPEDITED)
+    while atomic_load(words, H_INSIDE) != 0:
+        sched_yield()
+    atomic_store(words, H_LOCK, LOCK_HELD)
+
+
 @entry
 def lock_contended(words: Words) -> int:
-    """Wait for the arena lock and take it."""
+    """Wait for the arena lock and take it, revoking another thread's bias."""
+    spins = 0
     while True:
-        for _ in range(SPINS):
-            if atomic_load(words, H_LOCK) == 0 and compare_and_swap(words, H_LOCK, 0, 1) == 1:
+        seen = atomic_load(words, H_LOCK)
+        if seen == LOCK_FREE:
+            if compare_and_swap(words, H_LOCK, LOCK_FREE, LOCK_HELD) == 1:
                 return 0
-        sched_yield()
+        elif seen > LOCK_REVOKING and compare_and_swap(words, H_LOCK, seen, LOCK_REVOKING) == 1:
+            _revoke(words)
+            return 0
+        spins += 1
+        if spins % SPINS == 0:
+            sched_yield()
 
 
 if JIT:
@@ -103,13 +182,23 @@ if JIT:
     @kernel
     def lock(words: Words) -> None:
         """Take the arena lock."""
-        if compare_and_swap(words, H_LOCK, 0, 1) == 0:
+        me = thread_identity()
+        if relaxed_load(words, H_LOCK) == me:
+            relaxed_store(words, H_INSIDE, 1)
+            compiler_fence()
+            if relaxed_load(words, H_LOCK) == me:
+                return
+            atomic_store(words, H_INSIDE, 0)
+        if compare_and_swap(words, H_LOCK, LOCK_FREE, LOCK_HELD) == 0:
             lock_contended(words)
 
     @kernel
     def unlock(words: Words) -> None:
-        """Release the arena lock."""
-        atomic_store(words, H_LOCK, 0)
+        """Release the arena lock: only a holder without bias finds LOCK_HELD."""
+        if relaxed_load(words, H_LOCK) == LOCK_HELD:
+            atomic_store(words, H_LOCK, LOCK_FREE)
+        else:
+            atomic_store(words, H_INSIDE, 0)
 
 else:
     # Plain Python can be interrupted by the collector while it holds the lock, and a finalizer may free a block: it
@@ -134,6 +223,14 @@ else:
         atomic_store(words, H_LOCK, 0)
         if _collector.was_on.pop():
             gc.enable()
+
+
+@entry
+def bias(words: Words) -> int:
+    """Bias a free lock to the calling thread, where the system can revoke it; 1 if it did."""
+    if not JIT or membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED) != 0:
+        return 0
+    return compare_and_swap(words, H_LOCK, LOCK_FREE, thread_identity())
 
 
 @entry

@@ -47,7 +47,14 @@ from realalloc.mm.layout import (
 from realalloc.mm.page_alloc import free_any_block_locked, zone_for
 from realalloc.mm.pages import kind_of, pages_at, zero_range
 from realalloc.mm.reclaim import reclaim_locked
-from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, cache_of, head_of, is_live_object
+from realalloc.mm.slab import (
+    cache_alloc_locked,
+    cache_free_locked,
+    cache_of,
+    free_in_slab_locked,
+    head_of,
+    is_live_object,
+)
 from realalloc.mm.vmalloc import area_at, granule_of, validate_vmalloc_locked, vfree_locked, vmalloc_locked
 
 NR_CLASSES = len(KMALLOC_SIZES)
@@ -145,8 +152,9 @@ def kfree_locked(words: Words, offset: int) -> int:
 def kfree(words: Words, offset: int) -> int:
     """Free a block by its offset; EINVAL, with nothing changed, if no live block begins there."""
     lock(words)
-    if head_of(words, offset >> PAGE_SHIFT) != 0:  # the fast path, inlined
-        status = cache_free_locked(words, 0, offset)
+    pfn = head_of(words, offset >> PAGE_SHIFT)
+    if pfn != 0:  # the fast path, inlined
+        status = free_in_slab_locked(words, 0, pfn, offset)
     else:
         status = kfree_locked(words, offset)
     unlock(words)

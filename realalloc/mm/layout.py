@@ -53,7 +53,7 @@ MAGIC: Final = 0x7265616C616C6C6F  # "realallo"
 H_MAGIC: Final = 0
 H_TOTAL_WORDS: Final = 1  # words of the whole range, window included
 H_END_PFN: Final = 2  # first pfn behind the arena
-H_LOCK: Final = 3  # 0 free, 1 held
+H_LOCK: Final = 3  # LOCK_FREE, LOCK_HELD, LOCK_REVOKING, or the identity of the thread that it is biased to
 H_CLOSED: Final = 4
 H_LEASES: Final = 5  # live exporters; the mapping may not go while > 0
 H_LINGERING: Final = 6  # leases whose handle was freed while other views live
@@ -85,6 +85,11 @@ H_FREEMAP_CACHE: Final = 31  # word index of the cache that serves free maps of 
 H_HUGE: Final = 32  # HUGE_* below
 H_BLOCKS: Final = 33  # live page blocks handed out by alloc_pages and large kmalloc
 H_ZERO: Final = 34  # always 0: the free map word of a cache that has no active slab
+H_INSIDE: Final = 35  # 1 while the thread that the lock is biased to is inside
+
+LOCK_FREE: Final = 0
+LOCK_HELD: Final = 1
+LOCK_REVOKING: Final = 2
 
 HUGE_NEVER: Final = 0
 HUGE_AUTO: Final = 1
@@ -240,7 +245,7 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert ZONES + 2 * ZONE_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_ZERO < ZONES
+assert H_INSIDE < ZONES
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
 assert PAGE_BYTES // KMALLOC_SIZES[0] <= MAX_OBJECTS  # an order-0 slab of the smallest class fits its free map

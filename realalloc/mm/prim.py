@@ -25,6 +25,9 @@ FUTEX_WAKE_PRIVATE = 1 | 128
 FUTEX_WAIT_PRIVATE = 0 | 128
 SYS_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 202)
 ALL_WAITERS = 1 << 30
+SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}.get(platform.machine(), 324)
+MEMBARRIER_PRIVATE_EXPEDITED = 1 << 3
+MEMBARRIER_REGISTER_PRIVATE_EXPEDITED = 1 << 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mremap.restype = ctypes.c_ssize_t
@@ -84,6 +87,17 @@ def _emit_forget(_context: Any, builder: Any, _signature: Any, args: Any) -> Any
 def _emit_wake(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     given = [_constant(SYS_FUTEX), args[0], _constant(FUTEX_WAKE_PRIVATE), _constant(ALL_WAITERS)]
     return _call(builder, "syscall", _I64, [_I64, _I64, _I64, _I64], given)
+
+
+def _emit_membarrier(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    given = [_constant(SYS_MEMBARRIER), args[0], _constant(0), _constant(0)]
+    return _call(builder, "syscall", _I64, [_I64, _I64, _I64, _I64], given)
+
+
+@native(_emit_membarrier)
+def membarrier(command: int) -> int:
+    """Make every running thread of this process execute a full memory barrier (membarrier(2))."""
+    return _twin(_libc.syscall(ctypes.c_long(SYS_MEMBARRIER), ctypes.c_long(int(command)), 0, 0))
 
 
 @native(_emit_yield)

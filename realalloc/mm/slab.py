@@ -15,7 +15,7 @@ Invariant, per cache:  allocs - frees = sum of inuse over its slabs
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import bit, ctz, low_mask, popcount
+from realalloc.mm.bits import bit, ctz, is_low_mask, low_mask, popcount
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked
 from realalloc.mm.freelist import first, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
@@ -279,9 +279,8 @@ def _put_object(words: Words, c: int, pfn: int, index: int) -> int:
         return EINVAL
     words[at] = before | mask
     words[c + C_FREES] += 1
-    whole = low_mask(min(64, objects_of(words[page + PG_INFO]) - (index & ~63)))
-    if (before != 0 and before | mask != whole) or words[c + C_ACTIVE] == pfn:
-        return OK  # neither the first nor the last free object of its word: the slab stays where it is
+    if (before != 0 and is_low_mask(before | mask) == 0) or words[c + C_ACTIVE] == pfn:
+        return OK  # neither the first free object of its word nor, for sure, the last: the slab stays where it is
     return settle_locked(words, c, pfn)
 
 
@@ -373,9 +372,8 @@ def index_of(words: Words, c: int, pfn: int, offset: int) -> int:
 
 
 @kernel
-def cache_free_locked(words: Words, c: int, offset: int) -> int:
-    """Free an object of cache ``c`` (0: of any); EINVAL if there is no such live object."""
-    pfn = head_of(words, offset >> PAGE_SHIFT)
+def free_in_slab_locked(words: Words, c: int, pfn: int, offset: int) -> int:
+    """Free an object of the slab at ``pfn`` (0: there is none), of cache ``c`` (0: of any); EINVAL if it is not live."""
     if pfn == 0 or words[page_at(words, pfn) + PG_INFO] & PAGE_CONSTRUCTING:
         return EINVAL
     owner = cache_of(words, pfn)
@@ -389,6 +387,12 @@ def cache_free_locked(words: Words, c: int, offset: int) -> int:
         release_slab_locked(words, owner, pfn)
         return OK
     return status
+
+
+@kernel
+def cache_free_locked(words: Words, c: int, offset: int) -> int:
+    """Free an object of cache ``c`` (0: of any); EINVAL if there is no such live object."""
+    return free_in_slab_locked(words, c, head_of(words, offset >> PAGE_SHIFT), offset)
 
 
 @entry
