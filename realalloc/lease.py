@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from realalloc.mm.atomic import address_of, atomic_add
+from realalloc.mm.atomic import address_of, atomic_add, hold, let_go
 from realalloc.mm.jit import JIT, POINTERS, Entry, Words, entry, in_cache, kernel, native
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc, zero_words
 from realalloc.mm.kmem_cache import construct_put
@@ -42,8 +42,9 @@ from realalloc.mm.layout import (
     PAGE_SHIFT,
     WORD_BYTES,
 )
-from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
+from realalloc.mm.mempool import after_fork, pool_alloc, pool_alloc_reserved, pool_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
+from realalloc.mm.prim import sched_yield, set_relax
 from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_free
 
 # A tag says how a block goes back:  verb 0..3 | lingers 4 | owner 8.. (word index of the cache or pool)
@@ -175,6 +176,24 @@ def _vectorcall(function: int, args: int, count: int, names: int) -> int:
     raise NotImplementedError
 
 
+@native(_c_function("PyGILState_Check", _I32, []))
+def _have_gil() -> int:
+    """Return 1 if the calling thread holds the GIL."""
+    raise NotImplementedError
+
+
+@native(_c_function("PyEval_SaveThread", _I64, []))
+def _gil_release() -> int:
+    """Release the GIL; return what takes it back."""
+    raise NotImplementedError
+
+
+@native(_c_function("PyEval_RestoreThread", _VOID, [_I64]))
+def _gil_take(state: int) -> int:
+    """Take the GIL back."""
+    raise NotImplementedError
+
+
 @native(_c_function("Py_DecRef", _VOID, [_I64]))
 def _decref(address: int) -> int:
     """Drop a reference."""
@@ -266,6 +285,16 @@ def linger(words: Words) -> int:
 
 
 # -- C functions: slots of the exporter type, bodies of the builtins -----------------------------------------------------
+
+
+def _relax() -> int:
+    """Wait a moment for the arena lock. Its holder may be about to fork and need the GIL for that: do not sit on it."""
+    if _have_gil() == 0:
+        return sched_yield()
+    state = _gil_release()
+    sched_yield()
+    _gil_take(state)
+    return 0
 
 
 def _getbuffer(exporter: int, view: int, flags: int) -> int:
@@ -434,9 +463,10 @@ class _Jitted:
     """Exporter type and builtins made of machine code."""
 
     def __init__(self) -> None:
-        for callee in (take, give_back, kmalloc, kmem_cache_alloc, pool_alloc):
+        for callee in (take, give_back, kmalloc, kmem_cache_alloc, pool_alloc, hold, let_go, after_fork):
             if isinstance(callee, Entry):
                 callee.compile()
+        set_relax(_compiled(_relax, types.int32, 0))
         slots = [
             (PY_BF_GETBUFFER, _compiled(_getbuffer, types.int32, 3)),
             (PY_TP_DEALLOC, _compiled(_dealloc, types.void, 1)),

@@ -295,7 +295,7 @@ class MemPool:
             raise CorruptionError(describe_broken(status))
 
     def destroy(self) -> None:
-        """Give the reserve back; BufferError, with nothing changed, while elements are out or somebody waits."""
+        """Give the reserve back; BufferError, with nothing changed, while elements are out."""
         words = self._words()
         if pool_destroy(words, self.at) != layout.OK:
             stats = self.stats()

@@ -31,7 +31,7 @@ from realalloc.mm.prim import (
     MEMBARRIER_PRIVATE_EXPEDITED,
     MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
     membarrier,
-    sched_yield,
+    relax,
 )
 
 SPINS = 64
@@ -156,7 +156,7 @@ def _revoke(words: Words) -> None:
     membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED)
     membarrier(MEMBARRIER_PRIVATE_EXPEDITED)
     while atomic_load(words, H_INSIDE) != 0:
-        sched_yield()
+        relax()
     atomic_store(words, H_LOCK, LOCK_HELD)
 
 
@@ -174,7 +174,7 @@ def lock_contended(words: Words) -> int:
             return 0
         spins += 1
         if spins % SPINS == 0:
-            sched_yield()
+            relax()
 
 
 if JIT:

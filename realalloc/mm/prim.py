@@ -10,6 +10,7 @@ import os
 import platform
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -65,6 +66,24 @@ def _emit_yield(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any
     return _call(builder, "sched_yield", _I32, [], [])
 
 
+# What a waiter does between two looks at a lock: a function pointer, so that the room above can replace sched_yield(2) by
+# something that also lets go of what only it knows of. Reached by symbol: machine code on disk may hold no address.
+_relax = (ctypes.c_int64 * 1)(ctypes.cast(_libc.sched_yield, ctypes.c_void_p).value or 0)
+_RELAX_SYMBOL = "realalloc_relax"
+llvmlite.binding.add_symbol(_RELAX_SYMBOL, ctypes.addressof(_relax))
+
+
+def set_relax(address: int) -> None:
+    """Let waiters call another C function, ``int f(void)``, for the life of the process."""
+    _relax[0] = address
+
+
+def _emit_relax(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+    slot = builder.module.globals.get(_RELAX_SYMBOL) or ir.GlobalVariable(builder.module, _I64, _RELAX_SYMBOL)
+    function = builder.inttoptr(builder.load(slot), ir.FunctionType(_I32, []).as_pointer())
+    return builder.sext(builder.call(function, []), _I64)
+
+
 def _emit_madvise(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return _call(builder, "madvise", _I32, [_I64, _I64, _I32], list(args))
 
@@ -103,6 +122,13 @@ def membarrier(command: int) -> int:
 @native(_emit_yield)
 def sched_yield() -> int:
     """Let another thread run."""
+    os.sched_yield()
+    return 0
+
+
+@native(_emit_relax)
+def relax() -> int:
+    """Let others run: the holder of a lock, above all."""
     os.sched_yield()
     return 0
 
