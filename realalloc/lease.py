@@ -42,7 +42,7 @@ from realalloc.mm.layout import (
     PAGE_SHIFT,
     WORD_BYTES,
 )
-from realalloc.mm.mempool import after_fork, pool_alloc, pool_alloc_reserved, pool_free
+from realalloc.mm.mempool import after_fork, pool_alloc, pool_alloc_reserved, pool_free, wake_pools
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
 from realalloc.mm.prim import sched_yield, set_relax
 from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_free
@@ -442,7 +442,8 @@ def immortal(value: Any) -> Any:
 def _compiled(body: Callable[..., Any], result: Any, count: int) -> int:
     """Compile a cfunc of ``count`` words and return its address."""
     signature = result(*[types.int64] * count)
-    made = in_cache(lambda: numba.cfunc(signature, cache=True, error_model="numpy")(body))
+    with Entry.own_code():
+        made = in_cache(lambda: numba.cfunc(signature, cache=True, error_model="numpy")(body))
     return int(immortal(made).address)
 
 
@@ -463,7 +464,8 @@ class _Jitted:
     """Exporter type and builtins made of machine code."""
 
     def __init__(self) -> None:
-        for callee in (take, give_back, kmalloc, kmem_cache_alloc, pool_alloc, hold, let_go, after_fork):
+        at_exit = (linger, wake_pools)  # when it may be too late to compile
+        for callee in (take, give_back, kmalloc, kmem_cache_alloc, pool_alloc, hold, let_go, after_fork, *at_exit):
             if isinstance(callee, Entry):
                 callee.compile()
         set_relax(_compiled(_relax, types.int32, 0))
@@ -524,7 +526,9 @@ class _Plain:
         address = ctypes.cast(slot, ctypes.c_void_p).value or 0
         base = _make_type([(PY_BF_GETBUFFER, address)], BASETYPE)
 
-        def finish(exporter: Any) -> None:
+        def finish(exporter: Any, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+            if finalizing():  # NumPy may be half gone, and a daemon thread may have died with the lock
+                return
             owner = give_back(words_at(exporter.base), exporter.tag, exporter.offset)
             if owner != 0:
                 _decref(int(owner))

@@ -26,7 +26,7 @@ from realalloc.jit import (
     pfn_to_offset,
     vmalloc,
 )
-from support import JIT
+from support import JIT, run_child
 
 
 @njit(nogil=True)
@@ -140,3 +140,23 @@ def test_parallel_loops(arena: ra.Arena) -> None:
     wrong = np.ones(20000, np.int64)
     many(arena.words, wrong)
     assert wrong.sum() == 0
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is cached without the compiler")
+def test_a_cached_function_of_a_user_never_ends_the_process(tmp_path) -> None:
+    """numba refuses to cache what calls a verb, so no code on disk can miss its symbol; a second run works too."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import warnings, numba, realalloc as ra\n"
+        "from realalloc.jit import kmalloc, kfree\n"
+        "@numba.njit(cache=True)\n"
+        "def work(words):\n"
+        "    return kfree(words, kmalloc(words, 100))\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    arena = ra.Arena('1MiB')\n"
+        "    print(work(arena.words), any('cannot cache' in str(w.message).lower() for w in seen))\n"
+    )
+    for _ in range(2):
+        child = run_child(f"import runpy; runpy.run_path({str(script)!r})", env={"NUMBA_CACHE_DIR": str(tmp_path)})
+        assert (child.returncode, child.stdout) == (0, "0 True\n"), child.stderr

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import _Intrinsic
 
 Words = npt.NDArray[np.int64]
@@ -46,6 +47,13 @@ WORDS_TYPE = types.CPointer(types.int64) if POINTERS else ARRAY_TYPE
 KEPT_CACHES = 8
 
 _ENTRIES: list[Entry] = []
+
+# A child of fork() may have to compile: the lock must not be with a thread that does not exist there.
+os.register_at_fork(
+    before=global_compiler_lock.acquire,
+    after_in_parent=global_compiler_lock.release,
+    after_in_child=global_compiler_lock.release,
+)
 
 
 def _flags() -> str:
@@ -145,11 +153,13 @@ class Entry(_Intrinsic):  # type: ignore[misc]
 
     __name__: str
     compiled: ClassVar[int] = 0
+    building: ClassVar[int] = 0  # > 0 while code of this package is compiled; numba's compiler lock guards it
     on_compile: ClassVar[Callable[[str], None] | None] = None  # told the name before machine code is made
 
     def __init__(self, func: Callable[..., Any]) -> None:
         options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cpython_wrapper": POINTERS}
         self.dispatcher = in_cache(lambda: numba.njit(**options)(func))
+        self._ready = False
         self.room = func.__module__.rpartition(".")[2]
         self.symbol = f"realalloc_{CACHE_DIR.name}_{self.room}_{func.__name__}"
         super().__init__(func.__name__, _typer(func, self._emit_call, self.compile))
@@ -160,37 +170,63 @@ class Entry(_Intrinsic):  # type: ignore[misc]
         wanted = [context.get_value_type(types.int64 if k == types.int64 else WORDS_TYPE) for k in signature.args]
         word = ir.IntType(64)
         if not POINTERS:  # through the C wrapper, which reports an IndexError of the bounds checks
-            return builder.call(
-                cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, wanted), self.symbol), args
-            )
+            return builder.call(self._target(context, builder, ir.FunctionType(word, wanted)), args)
         # numba's own convention: results by reference, a status returned, which no kernel ever makes anything but 0. The
         # C wrapper around it would be a second call: 2 ns of 8.
         result = cgutils.alloca_once(builder, word)
         error = cgutils.alloca_once(builder, ir.IntType(8).as_pointer())
         link = ir.FunctionType(ir.IntType(32), [result.type, error.type, *wanted])
         given = [pointer_of(context, builder, *pair) for pair in zip(signature.args, args, strict=True)]
-        builder.call(cgutils.get_or_insert_function(builder.module, link, self.symbol), [result, error, *given])
+        builder.call(self._target(context, builder, link), [result, error, *given])
         return builder.load(result)
+
+    def _target(self, context: Any, builder: Any, link: Any) -> Any:
+        if Entry.building:
+            return cgutils.get_or_insert_function(builder.module, link, self.symbol)
+        # A user's function: by address, which numba will not write to its disk cache. Code with our symbol in it, loaded
+        # before the symbol exists or after an upgrade, would end the process.
+        slot = context.add_dynamic_addr(builder, self.address, info=self.symbol)
+        return builder.bitcast(slot, link.as_pointer())
 
     def compile(self) -> None:
         """Compile or load from the cache, callees first: code that is linked before its symbols exist ends the process."""
-        if self.dispatcher.signatures:
-            return
+        if not self._ready:
+            with global_compiler_lock:  # one thread compiles; the others find it done
+                if not self._ready:
+                    self._compile()
+
+    def _compile(self) -> None:
         for callee in _callees(self.dispatcher.py_func):
             callee.compile()
         if Entry.on_compile is not None and f"{self.room}.{self.__name__}" not in _cached_names():
             Entry.on_compile(self.__name__)
         wanted = signature(self.dispatcher.py_func)
-        with _no_collector():
+        with Entry.own_code():
             self.dispatcher.compile(wanted)
         self.dispatcher.disable_compile()
         Entry.compiled += not self.dispatcher.stats.cache_hits
         (made,) = self.dispatcher.overloads.values()
         names = made.fndesc.llvm_func_name, made.fndesc.llvm_cfunc_wrapper_name
         native, wrapper = map(made.library.get_pointer_to_function, names)
-        llvmlite.binding.add_symbol(self.symbol, native if POINTERS else wrapper)
+        self.address = native if POINTERS else wrapper
+        llvmlite.binding.add_symbol(self.symbol, self.address)
         kinds = [ctypes.c_int64 if kind == types.int64 else ctypes.c_void_p for kind in wanted.args]
         self._call = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(wrapper)
+        self._ready = True
+
+    @staticmethod
+    @contextlib.contextmanager
+    def own_code() -> Iterator[None]:
+        """Compile code of this package: calls by symbol. Without the cyclic collector: 12 % of a cold start."""
+        enabled = gc.isenabled()
+        gc.disable()
+        Entry.building += 1
+        try:
+            yield
+        finally:
+            Entry.building -= 1
+            if enabled:
+                gc.enable()
 
     def __call__(self, *args: Any) -> int:  # type: ignore[override]
         """Call from Python, without the GIL. TypeError for floats and for arrays that are not ``int64[::1]``."""
@@ -210,18 +246,6 @@ def _word(array: npt.NDArray[Any]) -> int:
         raise TypeError(f"a kernel takes a writable int64[::1], not {array.dtype} of {array.ndim} dimensions")
     address: int = array.__array_interface__["data"][0]
     return address
-
-
-@contextlib.contextmanager
-def _no_collector() -> Iterator[None]:
-    """Keep the cyclic collector out of the compiler: 12 % of a cold start."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _find(module: str, name: str) -> Any:
