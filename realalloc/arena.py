@@ -244,6 +244,10 @@ class Arena:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
+    def __reduce__(self) -> Any:
+        """Refuse: a copy would own the same memory."""
+        raise TypeError("an Arena can be neither copied nor pickled")
+
     def __repr__(self) -> str:
         """Show used and limit."""
         if self._gate[0] == 0:
@@ -255,10 +259,12 @@ class Arena:
 
     def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
         """Allocate and lease in one step, or raise what the status means."""
-        self._check_open()
+        words = self.words  # keeps the range mapped if another thread closes the arena now
         found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
         if type(found) is memoryview:
             return found
+        del words
+        self._check_open()
         raise self._out_of_memory(what, gfp)
 
     def _out_of_memory(self, what: str, gfp: int) -> OutOfMemory:
@@ -323,9 +329,9 @@ class Arena:
         The same block if ``size`` fits it, else a new one and ``min(old, new)`` bytes copied. On failure the old buffer
         is untouched. None allocates; size 0 frees and returns a zero-size buffer.
         """
-        nbytes = as_int(size, "size")
+        nbytes, flags = as_int(size, "size"), as_gfp(gfp)
         if buf is None:
-            return self._kmalloc(nbytes, gfp)
+            return self._kmalloc(nbytes, flags)
         exporter = self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC), "krealloc")
         old = exporter.length
         if 0 < nbytes <= self.ksize(buf):
@@ -337,10 +343,10 @@ class Arena:
                 fresh.release()
                 set_length(exporter, old)
                 raise
-            if as_gfp(gfp) & GFP_ZERO and nbytes > old:
+            if flags & GFP_ZERO and nbytes > old:
                 fresh[old:] = bytes(nbytes - old)
             return fresh
-        fresh = self._kmalloc(nbytes, gfp)
+        fresh = self._kmalloc(nbytes, flags)
         copied = min(old, nbytes)
         fresh[:copied] = buf[:copied]
         self.kfree(buf)

@@ -133,6 +133,7 @@ class MemPool:
         self._arena = arena
         self.element_bytes = nbytes
         self._gfp = gfp & GFP_DMA
+        self._check_count(min_nr)
         p = int(pool_create(words, min_nr, backing, argument, nbytes, alloc_first, zone))
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
@@ -144,6 +145,12 @@ class MemPool:
         self._tag = tag_of(VERB_POOL, p)
         self._context = make_context(arena._gate, p, nbytes, self._tag)
         self.alloc: Callable[..., memoryview] = arena._leases.bind_pool(self._context, self._alloc)
+
+    def _check_count(self, count: int) -> None:
+        """OutOfMemory for a reserve that is larger than the arena, before products of its size overflow."""
+        if count * max(self.element_bytes, layout.WORD_BYTES) > self._arena.size:
+            what = f"a reserve of {count} elements of {self.element_bytes} bytes"
+            raise self._arena._out_of_memory(what, self._gfp | GFP_KERNEL)
 
     @property
     def at(self) -> int:
@@ -169,7 +176,7 @@ class MemPool:
         return self._arena._out_of_memory(what, gfp)
 
     def _attempt(self, verb: int, gfp: int) -> Any:
-        self._words()
+        _words = self._words()  # keeps the range mapped if another thread closes the arena now
         arena = self._arena
         found = arena._leases.attempt(arena.address, verb, self.at, gfp, self.element_bytes, self._tag)
         if found == layout.EAGAIN and self._cache is not None:
@@ -280,7 +287,9 @@ class MemPool:
         error, as in the kernel: frees complete it.
         """
         count = as_int(min_nr, "min_nr")
-        if pool_resize(self._words(), self.at, count) != layout.OK:
+        words = self._words()
+        self._check_count(count)
+        if pool_resize(words, self.at, count) != layout.OK:
             raise self._arena._out_of_memory(f"resize of a pool to {count} elements", GFP_KERNEL)
         self._fill()
 

@@ -42,7 +42,11 @@ class ObjectPool:
         self._out: dict[int, Any] = {}
         self._destroyed = False
         for _ in range(self._capacity):
-            element = self._make(GFP_KERNEL)
+            try:
+                element = self._make(GFP_KERNEL)
+            except BaseException:
+                self._drain()
+                raise
             if element is None:
                 self._drain()
                 raise OutOfMemory(f"mempool({min_nr}): alloc_fn failed while the reserve was filled")
@@ -72,10 +76,13 @@ class ObjectPool:
         while self._elements:
             self._free_fn(self._elements.pop())
 
+    def _check_alive(self) -> None:
+        if self._destroyed:
+            raise ValueError("the pool was destroyed")
+
     def _pop(self) -> Any:
         with self._returned:
-            if self._destroyed:
-                raise ValueError("the pool was destroyed")
+            self._check_alive()
             if not self._elements:
                 return None
             element = self._elements.pop()
@@ -90,6 +97,7 @@ class ObjectPool:
         return element
 
     def _attempt(self, gfp: int) -> Any:
+        self._check_alive()
         if self._alloc_first:
             element = self._fresh(gfp & ~GFP_DIRECT_RECLAIM)
             return element if element is not None else self._pop()
@@ -140,6 +148,7 @@ class ObjectPool:
 
     def resize(self, min_nr: int) -> None:
         """Change ``min_nr``; surplus elements go to ``free_fn``, missing ones are made now or returned later."""
+        self._check_alive()
         self.min_nr = as_int(min_nr, "min_nr")
         surplus = []
         with self._returned:
@@ -164,8 +173,7 @@ class ObjectPool:
     def destroy(self) -> None:
         """Give the reserve to ``free_fn``; BufferError, with nothing changed, while elements are out."""
         with self._returned:
-            if self._destroyed:
-                raise ValueError("the pool was destroyed")
+            self._check_alive()
             if self._out:
                 raise BufferError(f"the pool still has {len(self._out)} elements out")
             self._destroyed = True

@@ -18,6 +18,7 @@ Invariant: at most one thread is inside: LOCK = HELD and INSIDE is only touched 
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from typing import Any
 
@@ -37,6 +38,7 @@ from realalloc.mm.prim import (
 SPINS = 64
 
 _twin_lock = threading.Lock()
+os.register_at_fork(before=_twin_lock.acquire, after_in_parent=_twin_lock.release, after_in_child=_twin_lock.release)
 
 
 def _pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -147,7 +149,7 @@ def atomic_add(words: Words, index: int, value: int) -> int:
 @native(_emit_address)
 def address_of(words: Words) -> int:
     """Return the address of word 0, for system calls only: it is never stored."""
-    return int(words.ctypes.data)
+    return int(words.__array_interface__["data"][0])
 
 
 @kernel
