@@ -24,20 +24,20 @@ EXITS = {
     "buffer": "buf = ra.Arena('1MiB').kmalloc(64)",
     "slice only": "part = ra.Arena('1MiB').kmalloc(64)[3:]",
     "array only": "numbers = np.frombuffer(ra.Arena('1MiB').kmalloc(64), np.uint8)",
-    "many arenas": "arenas = [ra.Arena('1MiB') for _ in range(5)]; bufs = [a.vmalloc(9000) for a in arenas]",
+    "many arenas": "arenas = [ra.Arena('1MiB') for _ in range(5)]; bufs = [each.vmalloc(9000) for each in arenas]",
     "default arena": "buf = ra.default_arena().kmalloc(100)",
-    "cycle": "arena = ra.Arena('1MiB'); box = [arena, arena.kmalloc(10)]; box.append(box); del arena",
-    "in a module": "arena = ra.Arena('1MiB'); sys.kept = os.kept = arena.kmalloc(99); arena.kept = [arena.kmalloc(1)]",
+    "cycle": "box = [ra.Arena('1MiB')]; box += [box[0].kmalloc(10), box]",
+    "in a module": "kept = ra.Arena('1MiB'); sys.kept = os.kept = kept.kmalloc(99); kept.kept = [kept.kmalloc(1)]",
     "closed arena": """
 import warnings
 warnings.simplefilter('ignore')
 arena = ra.Arena('1MiB'); buf = arena.kmalloc(64); part = buf[5:]; arena.close()
 """,
     "cache and pool": """
-arena = ra.Arena('4MiB')
-cache = arena.kmem_cache('things', 100, ctor=lambda view: None); objects = cache.alloc_bulk(5)
-pool = arena.mempool(4, size=5000); elements = [pool.alloc(), pool.alloc()[7:]]
-custom = arena.mempool(2, alloc_fn=lambda data, gfp: [], free_fn=lambda element: None); element = custom.alloc()
+owner = ra.Arena('4MiB')
+cache = owner.kmem_cache('things', 100, ctor=lambda view: None); objects = cache.alloc_bulk(5)
+pool = owner.mempool(4, size=5000); elements = [pool.alloc(), pool.alloc()[7:]]
+custom = owner.mempool(2, alloc_fn=lambda data, gfp: [], free_fn=lambda element: None); element = custom.alloc()
 """,
     "finalizer": """
 class Owner:
@@ -88,7 +88,7 @@ def test_an_interpreter_that_ends_with_memory_out_exits_with_0_and_in_silence(st
 
 @pytest.mark.parametrize("options", [("-X", "dev"), ("-X", "faulthandler"), ("-O",), ("-X", "dev", "-W", "error")])
 def test_development_modes_find_nothing_to_say_at_exit(options: tuple[str, ...]) -> None:
-    states = ("slice only", "array only", "cache and pool", "cycle", "in a module", "many arenas", "default arena")
+    states = ("cache and pool", "in a module", "many arenas", "default arena", "cycle", "atexit")
     quiet_child(
         START + "\n".join(f"def f():\n pass\n{EXITS[state]}" for state in states) + "\nprint('end')",
         *options,
@@ -234,6 +234,52 @@ if pid:
     print(os.waitpid(pid, 0)[1])
 """,
         expect="0",
+    )
+
+
+def test_a_fork_hook_that_collects_or_frees_buffers_does_not_wait_for_itself() -> None:
+    quiet_child(
+        """
+import gc, os
+box = []
+def before():
+    box.clear()
+    gc.collect()
+os.register_at_fork(before=before)  # before hooks run in reverse order: after realalloc's, if it has one
+import realalloc as ra
+arena = ra.Arena('1MiB')
+for _ in range(5):
+    node = [arena.kmalloc(64)]; node.append(node); del node
+    box.append(arena.kmalloc(64))
+    pid = os.fork()
+    if pid == 0:
+        arena.validate(); arena.kfree(arena.kmalloc(64))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    arena.validate()
+print(arena.stats().leases)
+""",
+        expect="0",
+    )
+
+
+def test_threads_that_use_a_kernel_for_the_first_time_together_compile_it_once() -> None:
+    quiet_child(
+        START
+        + """
+arena = ra.Arena('4MiB'); ready = threading.Barrier(6); errors = []
+def work():
+    ready.wait()
+    try:
+        arena.validate(); arena.trim(); arena.vmalloc(5); cache = arena.alloc_pages(0); arena.ksize(arena.kmalloc(9))
+    except BaseException as error: errors.append(error)
+threads = [threading.Thread(target=work) for _ in range(5)]
+for thread in threads: thread.start()
+ready.wait()
+for thread in threads: thread.join()
+print(errors)
+""",
+        expect="[]",
     )
 
 
