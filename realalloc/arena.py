@@ -44,7 +44,7 @@ from realalloc.memory import Memory
 from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import bias, hold, let_go
-from realalloc.mm.buddy import set_limit, validate_buddy
+from realalloc.mm.buddy import reach_all, set_limit, validate_buddy
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import after_fork, validate_pools, wake_pools
@@ -156,6 +156,10 @@ class Arena:
 
     def _map(self, plan: layout.Plan, huge: int, *, prefault: bool) -> Memory:
         page = layout.PAGE_BYTES
+        normal = (
+            plan.dma_end_pfn * page,
+            (min(plan.end_pfn, plan.dma_end_pfn + plan.limit_pages) - plan.dma_end_pfn) * page,
+        )
         locked = (plan.meta_pages * page, (plan.dma_end_pfn - plan.meta_pages) * page)
         knob = "the address space (ulimit -v, vm.overcommit_memory)"
         try:
@@ -165,17 +169,22 @@ class Arena:
             if locked[1]:
                 knob = f"RLIMIT_MEMLOCK (ulimit -l) for lock={locked[1]}"
                 memory.lock(*locked)
-            knob = "memory for prefault=True"
             if prefault:
-                memory.commit(plan.meta_pages * page, (plan.end_pfn - plan.meta_pages) * page)
+                knob = "memory for prefault=True, or lower limit="
+                memory.commit(*normal)
         except OSError as error:
             raise OutOfMemory(
                 f"cannot reserve {format_bytes(plan.total_bytes)}: {error.strerror}; raise {knob}"
             ) from None
-        layout.format_words(memory.words, plan, huge)
-        create_classes(memory.words)
-        pin(memory.words, memory.mapping)
-        bias(memory.words)
+        words = memory.words
+        layout.format_words(words, plan, huge)
+        create_classes(words)
+        if locked[1]:
+            reach_all(words, layout.ZONE_DMA)
+        if prefault:
+            reach_all(words, layout.ZONE_NORMAL)
+        pin(words, memory.mapping)
+        bias(words)
         return memory
 
     # -- life ---------------------------------------------------------------------------------------------------------

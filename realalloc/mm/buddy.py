@@ -224,6 +224,19 @@ def free_span_locked(words: Words, zone: int, pfn: int, pages: int) -> int:
 
 
 @entry
+def reach_all(words: Words, zone: int) -> int:
+    """Move the frontier to the limit and mark every page of the zone resident: they have been made so; return the pages."""
+    lock(words)
+    while grow(words, zone) != 0:
+        pass
+    z = zone_at(zone)
+    pages = words[z + Z_FRONTIER_PFN] - words[z + Z_START_PFN]
+    set_resident_locked(words, words[z + Z_START_PFN], pages)
+    unlock(words)
+    return pages
+
+
+@entry
 def set_limit(words: Words, zone: int, limit_pfn: int) -> int:
     """Move the pfn that the frontier may not pass; EINVAL if it already did, or if there is no such page."""
     z = zone_at(zone)
