@@ -1,0 +1,228 @@
+"""Atomic words and the lock: exact under contention of real threads, whoever waits."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+
+from realalloc.mm.atomic import (
+    address_of,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    compare_and_swap,
+    hold,
+    let_go,
+    lock,
+    lock_contended,
+    unlock,
+)
+from realalloc.mm.kmalloc import kfree, kmalloc
+from realalloc.mm.kmem_cache import validate_caches
+from realalloc.mm.layout import H_LOCK, KMALLOC_SIZES
+from realalloc.mm.page_alloc import alloc_pages, free_pages
+from support import JIT, MIB, RawArena
+
+THREADS = 4
+COUNTER, PARTNER, BACKWARDS = 100, 101, 102
+
+
+@numba.njit(nogil=True)
+def count_locked(words, rounds):
+    for _ in range(rounds):
+        lock(words)
+        words[COUNTER] += 1
+        words[PARTNER] = words[COUNTER] * 3
+        if words[H_LOCK] != 1:
+            words[BACKWARDS] += 1
+        unlock(words)
+    return 0
+
+
+@numba.njit(nogil=True)
+def count_atomic(words, rounds):
+    last = 0
+    for _ in range(rounds):
+        now = atomic_add(words, COUNTER, 1)
+        if now <= last:
+            words[BACKWARDS] += 1
+        last = now
+    return last
+
+
+@numba.njit(nogil=True)
+def count_swapped(words, rounds):
+    for _ in range(rounds):
+        seen = atomic_load(words, COUNTER)
+        while compare_and_swap(words, COUNTER, seen, seen + 1) == 0:
+            seen = atomic_load(words, COUNTER)
+    return 0
+
+
+@numba.njit
+def one_of_each(words, what, value, other):
+    if what == 0:
+        return atomic_load(words, 5)
+    if what == 1:
+        return atomic_store(words, 5, value)
+    if what == 2:
+        return atomic_add(words, 5, value)
+    if what == 3:
+        return compare_and_swap(words, 5, value, other)
+    return address_of(words)
+
+
+def in_threads(work, count: int = THREADS) -> None:
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(count)
+
+    def run(k: int) -> None:
+        try:
+            barrier.wait()
+            work(k)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(count)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+@pytest.mark.parametrize("count", [count_locked, count_atomic, count_swapped])
+def test_no_count_is_lost_between_threads(count) -> None:
+    words = np.zeros(256, np.int64)
+    rounds = 100_000 if JIT else 500
+    count(words, 1)  # compiled before the threads begin
+    in_threads(lambda _: count(words, rounds))
+    assert words[COUNTER] == THREADS * rounds + 1
+    assert words[PARTNER] in (0, 3 * words[COUNTER])
+    assert words[BACKWARDS] == words[H_LOCK] == 0
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 1 << 62, -(1 << 63), 12345678901])
+def test_atomic_words_agree_with_their_twins(value: int) -> None:
+    words, twins = np.zeros(16, np.int64), np.zeros(16, np.int64)
+    steps = [(1, value, 0), (0, 0, 0), (3, value, 7), (3, value + 1, 9), (0, 0, 0), (2, -3, 0), (2, 5, 0), (3, 9, value)]
+    plain = [
+        lambda value, other: atomic_load(twins, 5),
+        lambda value, other: atomic_store(twins, 5, value),
+        lambda value, other: atomic_add(twins, 5, value),
+        lambda value, other: compare_and_swap(twins, 5, value, other),
+    ]
+    for what, first, second in steps:
+        assert one_of_each(words, what, first, second) == plain[what](first, second)
+        assert (words == twins).all()
+
+
+def test_the_address_is_that_of_word_zero() -> None:
+    words = np.zeros(16, np.int64)
+    assert one_of_each(words, 4, 0, 0) == address_of(words) == words.ctypes.data
+
+
+def test_the_lock_is_a_word_that_is_1_while_held(raw: RawArena) -> None:
+    assert raw.words[H_LOCK] == 0
+    assert hold(raw.words) == 0
+    assert raw.words[H_LOCK] == 1
+    assert let_go(raw.words) == 0
+    assert raw.words[H_LOCK] == 0
+    assert lock_contended(raw.words) == 0  # takes it when it is free, too
+    assert raw.words[H_LOCK] == 1
+    assert let_go_plain(raw) == 0
+
+
+def let_go_plain(raw: RawArena) -> int:
+    raw.words[H_LOCK] = 0
+    return int(raw.words[H_LOCK])
+
+
+def test_whoever_finds_the_lock_held_waits_until_it_is_let_go(raw: RawArena) -> None:
+    done: list[int] = []
+    pfn = int(alloc_pages(raw.words, 0, 0))
+    assert free_pages(raw.words, pfn, 0) == 0  # compiled before the lock is held
+    raw.words[H_LOCK] = 1  # somebody else has it
+    waiter = threading.Thread(target=lambda: done.append(int(alloc_pages(raw.words, 0, 0))))
+    waiter.start()
+    waiter.join(0.05)
+    assert waiter.is_alive()
+    assert done == []
+    atomic_store(raw.words, H_LOCK, 0)
+    waiter.join()
+    assert done == [pfn]
+    assert raw.words[H_LOCK] == 0
+    assert free_pages(raw.words, pfn, 0) == 0
+
+
+@numba.njit(nogil=True)
+def churn(words, seed, rounds, sizes, mine):
+    """Allocate, mark, check and free; return how many blocks had another's mark, or could not be freed."""
+    bad = 0
+    state = seed
+    for k in range(rounds):
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        slot = (state >> 8) % len(mine)
+        if mine[slot] != 0:
+            if words[mine[slot] // 8] != seed * 1_000_000_007 + slot:
+                bad += 1
+            if kfree(words, mine[slot]) != 0:
+                bad += 1
+            mine[slot] = 0
+        else:
+            offset = kmalloc(words, sizes[(state >> 16) % len(sizes)], 0)
+            if offset > 0:
+                words[offset // 8] = seed * 1_000_000_007 + slot
+                mine[slot] = offset
+    for slot in range(len(mine)):
+        if mine[slot] != 0:
+            if words[mine[slot] // 8] != seed * 1_000_000_007 + slot:
+                bad += 1
+            kfree(words, mine[slot])
+            mine[slot] = 0
+    return bad
+
+
+def test_threads_in_kernels_never_share_a_block() -> None:
+    raw = RawArena(4 * MIB, 6)
+    sizes = np.array([*KMALLOC_SIZES, 9000, 20_000], np.int64)
+    held = [np.zeros(60, np.int64) for _ in range(THREADS)]
+    rounds = 30_000 if JIT else 400
+    bad = [churn(raw.words, 1, 1, sizes, held[0])] * THREADS
+
+    def work(k: int) -> None:
+        bad[k] = churn(raw.words, k + 1, rounds, sizes, held[k])
+
+    in_threads(work)
+    assert bad == [0] * THREADS
+    raw.validate()
+    from kernels import assert_pristine
+
+    assert_pristine(raw)
+
+
+def test_a_walker_and_workers_do_not_disturb_each_other() -> None:
+    raw = RawArena(4 * MIB, 6)
+    sizes = np.array([8, 64, 200, 3000], np.int64)
+    held = [np.zeros(40, np.int64) for _ in range(THREADS)]
+    churn(raw.words, 1, 1, sizes, held[0])
+    found: list[int] = []
+
+    def work(k: int) -> None:
+        if k == 0:
+            found.extend(int(validate_caches(raw.words)) for _ in range(200 if JIT else 20))
+        else:
+            found.append(int(churn(raw.words, k, 20_000 if JIT else 300, sizes, held[k])))
+
+    in_threads(work)
+    assert set(found) == {0}
+    raw.validate()

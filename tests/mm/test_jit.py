@@ -1,0 +1,279 @@
+"""The decorator: what is compiled, what the cache on disk may be used for, what a kernel refuses."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import pkgutil
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+import pytest
+
+import realalloc.mm
+from realalloc.mm import jit
+from realalloc.mm.bits import popcount
+from realalloc.mm.buddy import set_limit
+from realalloc.mm.jit import JIT, fingerprint, signature, warm_up
+from realalloc.mm.kmalloc import kfree, kmalloc
+from realalloc.mm.layout import EINVAL, ENOMEM
+from support import MIB, RawArena, run_child
+
+jitted = pytest.mark.skipif(not JIT, reason="says something about machine code")
+BOUNDSCHECK = bool(numba.config.BOUNDSCHECK)
+
+MODULES = [importlib.import_module(f"realalloc.mm.{info.name}") for info in pkgutil.iter_modules(realalloc.mm.__path__)]
+
+
+def defined(kind: str) -> dict[str, Any]:
+    """Find all kernels of a kind, by file and name."""
+    if not JIT:
+        return {}
+    found = {}
+    for module in MODULES:
+        for name, value in vars(module).items():
+            if type(value).__name__ == kind and value.__reduce__()[1][0] == module.__name__:
+                found[f"{module.__name__.rpartition('.')[2]}.{name}"] = value
+    return found
+
+
+ENTRIES, NATIVES = defined("Entry"), defined("Native")
+
+CHILD = """
+import numpy as np, os, sys
+from realalloc.mm import jit
+from realalloc.mm.buddy import set_limit
+import realalloc
+assert realalloc.__file__.startswith(os.getcwd()), realalloc.__file__
+words = np.zeros(int(sys.argv[1]) if len(sys.argv) > 1 else 4096, np.int64)
+try:
+    print(set_limit(words, 0, 5), jit.Entry.compiled)
+except IndexError:
+    print("IndexError")
+"""
+
+
+@jitted
+def test_cache_key_names_every_source_and_flag(tmp_path: Path, monkeypatch) -> None:
+    source = Path(realalloc.__file__).parent
+    shutil.copytree(source, tmp_path / "realalloc", ignore=shutil.ignore_patterns("__pycache__"))
+    layout = tmp_path / "realalloc" / "mm" / "layout.py"
+    monkeypatch.chdir(tmp_path)
+    env = {"REALALLOC_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def answer(boundscheck: int, nwords: int = 4096) -> list[str]:
+        code = CHILD.replace("int(sys.argv[1]) if len(sys.argv) > 1 else 4096", str(nwords))
+        done = run_child(code, env=env | {"NUMBA_BOUNDSCHECK": str(boundscheck)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    first = answer(0)
+    assert first[0] == str(EINVAL)
+    assert int(first[1]) > 0
+    assert answer(0) == [str(EINVAL), "0"]  # the second time nothing is compiled
+
+    text = layout.read_text()
+    edited = text.replace(f"EINVAL: Final = {EINVAL} ", "EINVAL: Final = -77 ")
+    assert edited != text
+    layout.write_text(edited)  # a constant that the kernel imports from another file
+    assert answer(0)[0] == "-77"
+    layout.write_text(text)
+    assert answer(0) == [str(EINVAL), "0"]  # the old code is still there for the old sources
+
+    checked = answer(1, 66)  # the words end inside the zone that it reads
+    assert checked == ["IndexError"]
+    assert answer(0) == [str(EINVAL), "0"]
+
+
+@jitted
+def test_the_fingerprint_changes_with_flags_and_is_stable_otherwise(monkeypatch) -> None:
+    before = fingerprint()
+    assert fingerprint() == before
+    assert re.fullmatch("[0-9a-f]{24}", before)
+    for name, value in (("BOUNDSCHECK", not BOUNDSCHECK), ("OPT", 1), ("CPU_NAME", "generic")):
+        with monkeypatch.context() as patch:
+            patch.setattr(numba.config, name, value)
+            assert fingerprint() != before
+    assert fingerprint() == before
+
+
+@jitted
+def test_machine_code_lies_below_a_directory_named_by_the_fingerprint() -> None:
+    assert jit.CACHE_DIR.name == fingerprint()
+    warm_up()
+    assert len(list(jit.CACHE_DIR.rglob("*.nbi"))) >= len(ENTRIES)
+
+
+def test_importing_compiles_nothing() -> None:
+    done = run_child("import realalloc, realalloc.mm.jit as j, realalloc.mm.mempool; print(getattr(j.Entry, 'compiled'))")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@jitted
+def test_a_second_process_compiles_nothing() -> None:
+    warm_up()
+    done = run_child("import realalloc.mm.mempool; from realalloc.mm.jit import warm_up; print(warm_up())")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@jitted
+def test_every_kernel_is_found() -> None:
+    assert len(ENTRIES) > 50
+    assert {"kmalloc.kmalloc", "buddy.grow", "slab.kmem_cache_free", "mempool.pool_fill", "atomic.lock_contended"} <= set(ENTRIES)
+    assert {"bits.ctz", "atomic.compare_and_swap", "prim.move_pages"} <= set(NATIVES)
+
+
+@jitted
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_calls_only_symbols_that_are_defined(name: str) -> None:
+    made = ENTRIES[name]
+    made.compile()
+    (compiled,) = made.dispatcher.overloads.values()
+    text = compiled.library.get_llvm_str()
+    called = set(re.findall(r'declare [^@]*@"?(realalloc_\w+)"?\(', text))
+    known = {entry.symbol: entry for entry in ENTRIES.values()}
+    for symbol in called:
+        assert symbol in known
+        assert known[symbol].dispatcher.signatures
+        assert llvmlite.binding.address_of_symbol(symbol)
+    assert llvmlite.binding.address_of_symbol(made.symbol)
+
+
+@jitted
+@pytest.mark.skipif(BOUNDSCHECK, reason="bounds checks raise IndexError, which is an object")
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_kernel_makes_no_object_of_numbas_runtime(name: str) -> None:
+    made = ENTRIES[name]
+    made.compile()
+    (compiled,) = made.dispatcher.overloads.values()
+    assert not re.findall(r"call [^@]*@\"?(NRT_\w+)", compiled.library.get_llvm_str())
+
+
+@jitted
+@pytest.mark.parametrize("name", NATIVES)
+def test_an_intrinsic_compiles_alone(name: str) -> None:
+    made = NATIVES[name]
+    parameters = list(signature(made.twin).args)
+    names = ", ".join(f"a{k}" for k in range(len(parameters)))
+    scope = {"made": made}
+    exec(f"def alone({names}): return made({names})", scope)
+    kinds = [numba.int64 if kind == numba.int64 else numba.int64[::1] for kind in parameters]
+    compiled = numba.njit(numba.int64(*kinds))(scope["alone"])
+    assert compiled.nopython_signatures[0].return_type == numba.int64
+
+
+@jitted
+@pytest.mark.parametrize("name", ["bits.ctz", "bits.clz", "bits.popcount", "bits.bit", "bits.low_mask"])
+def test_an_intrinsic_agrees_with_its_twin_on_random_words(name: str) -> None:
+    made = NATIVES[name]
+
+    @numba.njit
+    def alone(value):
+        return made(value)
+
+    rng = random.Random(name)
+    for _ in range(2000):
+        value = rng.getrandbits(64) - (1 << 63)
+        if name == "bits.bit":
+            value %= 64
+        elif name == "bits.low_mask":
+            value %= 65
+        assert alone(value) == made.twin(value)
+
+
+def bad_words(raw: RawArena) -> list[Any]:
+    return [
+        raw.words[::2],
+        raw.words[:16].astype(np.float64),
+        raw.words[:16].astype(np.int32),
+        raw.words[:16].reshape(4, 4),
+        [1, 2, 3],
+    ]
+
+
+@jitted
+def test_a_kernel_refuses_floats_and_other_arrays(raw: RawArena) -> None:
+    offset = kmalloc(raw.words, 64, 0)
+    for wrong in (1.0, 64.5, np.float64(8), "8", None, [8]):
+        with pytest.raises(TypeError):
+            kmalloc(raw.words, wrong, 0)
+        with pytest.raises(TypeError):
+            kfree(raw.words, wrong)
+    for words in bad_words(raw):
+        with pytest.raises(TypeError):
+            kfree(words, offset)
+    with pytest.raises(TypeError):
+        kmalloc(raw.words, 64)
+    readonly = raw.words[:4096].view()
+    readonly.flags.writeable = False
+    with pytest.raises(TypeError):
+        kfree(readonly, offset)
+    assert kfree(raw.words, offset) == 0
+
+
+@jitted
+def test_jitted_code_refuses_other_arrays_and_truncates_no_float(raw: RawArena) -> None:
+    @numba.njit
+    def take(words, nbytes):
+        return kmalloc(words, nbytes, 0)
+
+    for words in bad_words(raw)[:4]:
+        with pytest.raises(numba.TypingError):
+            take(words, 64)
+    offset = take(raw.words, 64)
+    assert kfree(raw.words, offset) == 0
+
+
+def test_kernels_are_pickled_by_name() -> None:
+    assert pickle.loads(pickle.dumps(kmalloc)) is kmalloc
+    assert pickle.loads(pickle.dumps(popcount)) is popcount
+
+
+def test_a_kernel_answers_with_an_int_and_status_codes() -> None:
+    raw = RawArena(MIB, 4)
+    for result in (kmalloc(raw.words, 8, 0), kmalloc(raw.words, 1 << 40, 0), set_limit(raw.words, 0, -1)):
+        assert isinstance(int(result), int)
+    assert kmalloc(raw.words, 1 << 40, 0) == ENOMEM
+    assert set_limit(raw.words, 0, -1) == EINVAL
+
+
+@jitted
+def test_old_caches_are_pruned_and_the_newest_kept(tmp_path: Path, monkeypatch) -> None:
+    made = [tmp_path / f"{k:024x}" for k in range(jit.KEPT_CACHES + 3)]
+    for k, path in enumerate(made):
+        (path / "sub").mkdir(parents=True)
+        (path / "sub" / "file.nbi").write_text("x")
+        os.utime(path, (1000 + k, 1000 + k))
+    other = tmp_path / "not a cache"
+    other.mkdir()
+    monkeypatch.setattr(jit, "CACHE_DIR", made[-1])
+    jit.prune_caches()
+    assert sorted(tmp_path.iterdir()) == sorted([*made[3:], other])
+
+
+@jitted
+@pytest.mark.parametrize("unwritable", [False, True])
+def test_the_cache_is_where_the_user_says_or_where_it_can_be(tmp_path: Path, unwritable: bool) -> None:
+    named = tmp_path / "named"
+    if unwritable:
+        named.write_text("a file, not a directory")
+    code = "from realalloc.mm import jit; print(jit.CACHE_DIR.parent)"
+    done = run_child(code, env={"REALALLOC_CACHE_DIR": str(named)})
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip() == str(named)) is not unwritable
+
+
+def test_the_fallback_of_an_unset_cache_directory_is_the_users(tmp_path: Path) -> None:
+    if not JIT:
+        assert jit.CACHE_DIR == Path(os.devnull)
+        return
+    code = "from realalloc.mm import jit; print(jit.CACHE_DIR.parent)"
+    done = run_child(code, env={"REALALLOC_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "xdg")})
+    assert done.stdout.strip() == str(tmp_path / "xdg" / "realalloc")
