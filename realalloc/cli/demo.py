@@ -99,13 +99,14 @@ def print_report(report: Report) -> None:
 
 def _print_input(report: Report) -> None:
     option = report.options
-    print(f"read {shown(report.root)}: {report.files:,} files, {report.nbytes:,} bytes ({format_bytes(report.nbytes)})")
+    count = "1 file" if report.files == 1 else f"{report.files:,} files"
+    print(f"read {shown(report.root)}: {count}, {report.nbytes:,} bytes ({format_bytes(report.nbytes)})")
     left_out = {
         "symbolic links": report.links,
         "pipes, sockets and devices": report.special,
         "directories of third-party packages": report.pruned,
     }
-    passed = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+    passed = "; ".join(f"{what} {count:,}" for what, count in left_out.items() if count)
     if passed:
         print(f"left out: {passed}")
     _name(f"{len(report.unreadable):,} unreadable", [f"{path}: {reason}" for path, reason in report.unreadable])

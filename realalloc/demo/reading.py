@@ -139,6 +139,7 @@ def read_all(
     for worker in workers:
         if worker.failure is not None:
             raise worker.failure
+    on_tick(sum(w.files for w in workers))
     return max(w.ended for w in workers) - begun, sum(w.nbytes for w in workers), sum(w.reads for w in workers)
 
 
