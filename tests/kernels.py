@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support import RawArena
 
 from realalloc.mm.layout import (
     C_ALLOCS,
@@ -50,7 +51,6 @@ from realalloc.mm.layout import (
     ZONES,
 )
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
-from support import RawArena
 
 CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"  # a child finds these files too
 

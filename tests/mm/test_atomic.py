@@ -8,6 +8,7 @@ import threading
 import numba
 import numpy as np
 import pytest
+from support import JIT, MIB, RawArena
 
 from realalloc.mm.atomic import (
     address_of,
@@ -25,7 +26,6 @@ from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.layout import H_LOCK, KMALLOC_SIZES
 from realalloc.mm.page_alloc import alloc_pages, free_pages
-from support import JIT, MIB, RawArena
 
 THREADS = 4
 COUNTER, PARTNER, BACKWARDS = 100, 101, 102
@@ -114,7 +114,16 @@ def test_no_count_is_lost_between_threads(count) -> None:
 @pytest.mark.parametrize("value", [0, 1, -1, 1 << 62, -(1 << 63), 12345678901])
 def test_atomic_words_agree_with_their_twins(value: int) -> None:
     words, twins = np.zeros(16, np.int64), np.zeros(16, np.int64)
-    steps = [(1, value, 0), (0, 0, 0), (3, value, 7), (3, value + 1, 9), (0, 0, 0), (2, -3, 0), (2, 5, 0), (3, 9, value)]
+    steps = [
+        (1, value, 0),
+        (0, 0, 0),
+        (3, value, 7),
+        (3, value + 1, 9),
+        (0, 0, 0),
+        (2, -3, 0),
+        (2, 5, 0),
+        (3, 9, value),
+    ]
     plain = [
         lambda value, other: atomic_load(twins, 5),
         lambda value, other: atomic_store(twins, 5, value),

@@ -11,7 +11,21 @@ import pytest
 from realalloc.mm.bits import bit, clz, ctz, low_mask, order_of_pages, popcount
 
 MASK = (1 << 64) - 1
-EDGES = [0, 1, 2, 3, -1, -2, (1 << 62), (1 << 63) - 1, -(1 << 63), -(1 << 63) + 1, 0x5555555555555555, 1 << 32, -(1 << 32)]
+EDGES = [
+    0,
+    1,
+    2,
+    3,
+    -1,
+    -2,
+    (1 << 62),
+    (1 << 63) - 1,
+    -(1 << 63),
+    -(1 << 63) + 1,
+    0x5555555555555555,
+    1 << 32,
+    -(1 << 32),
+]
 VALUES = EDGES + [1 << k for k in range(63)] + [-(1 << k) for k in range(64)]
 VALUES += [random.Random(1).getrandbits(64) - (1 << 63) for _ in range(300)]
 VALUES += [random.Random(2).getrandbits(k) for k in range(1, 63)]

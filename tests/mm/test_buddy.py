@@ -6,7 +6,6 @@ import random
 
 import numpy as np
 import pytest
-
 from kernels import (
     ORDERINGS,
     assert_coalesced,
@@ -23,6 +22,8 @@ from kernels import (
     zone_pages,
     zone_word,
 )
+from support import JIT, MIB, PAGE, RawArena
+
 from realalloc.mm.buddy import grow, set_limit, validate_buddy
 from realalloc.mm.layout import (
     BAD_COMMITTED,
@@ -63,7 +64,6 @@ from realalloc.mm.layout import (
     ZONES,
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
-from support import JIT, MIB, PAGE, RawArena
 
 ODD_SIZES = [256 << 10, (256 << 10) + 3 * PAGE, 333 * PAGE, MIB - PAGE, MIB + 7 * PAGE, 2 * MIB - 5 * PAGE]
 

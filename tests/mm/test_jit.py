@@ -16,6 +16,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 import pytest
+from support import MIB, RawArena, run_child
 
 import realalloc.mm
 from realalloc.mm import jit
@@ -24,7 +25,6 @@ from realalloc.mm.buddy import set_limit
 from realalloc.mm.jit import JIT, fingerprint, signature, warm_up
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.layout import EINVAL, ENOMEM
-from support import MIB, RawArena, run_child
 
 jitted = pytest.mark.skipif(not JIT, reason="says something about machine code")
 BOUNDSCHECK = bool(numba.config.BOUNDSCHECK)
@@ -112,7 +112,9 @@ def test_machine_code_lies_below_a_directory_named_by_the_fingerprint() -> None:
 
 
 def test_importing_compiles_nothing() -> None:
-    done = run_child("import realalloc, realalloc.mm.jit as j, realalloc.mm.mempool; print(getattr(j.Entry, 'compiled'))")
+    done = run_child(
+        "import realalloc, realalloc.mm.jit as j, realalloc.mm.mempool; print(getattr(j.Entry, 'compiled'))"
+    )
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
@@ -126,7 +128,13 @@ def test_a_second_process_compiles_nothing() -> None:
 @jitted
 def test_every_kernel_is_found() -> None:
     assert len(ENTRIES) > 50
-    assert {"kmalloc.kmalloc", "buddy.grow", "slab.kmem_cache_free", "mempool.pool_fill", "atomic.lock_contended"} <= set(ENTRIES)
+    assert {
+        "kmalloc.kmalloc",
+        "buddy.grow",
+        "slab.kmem_cache_free",
+        "mempool.pool_fill",
+        "atomic.lock_contended",
+    } <= set(ENTRIES)
     assert {"bits.ctz", "atomic.compare_and_swap", "prim.move_pages"} <= set(NATIVES)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from kernels import (
     ORDERINGS,
     assert_pristine,
@@ -21,6 +20,8 @@ from kernels import (
     zone_pages,
     zone_word,
 )
+from support import JIT, MIB, PAGE, RawArena
+
 from realalloc.mm.kmalloc import kfree, kmalloc, ksize, validate_vmalloc, vmalloc
 from realalloc.mm.kmem_cache import calculate_order
 from realalloc.mm.layout import (
@@ -54,7 +55,6 @@ from realalloc.mm.layout import (
     slab_min_objects,
 )
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
-from support import JIT, MIB, PAGE, RawArena
 
 LAST_SMALL = KMALLOC_SIZES[-1]
 KERNEL_TABLE = {
@@ -117,7 +117,9 @@ def test_objects_and_pages_of_a_slab_are_the_kernels(size: int, expected: tuple[
     assert raw.words[c + C_STRIDE_BYTES] == size
 
 
-@pytest.mark.parametrize(("cpus", "objects"), [(1, 8), (2, 12), (3, 12), (4, 16), (7, 16), (8, 20), (64, 32), (None, 8)])
+@pytest.mark.parametrize(
+    ("cpus", "objects"), [(1, 8), (2, 12), (3, 12), (4, 16), (7, 16), (8, 20), (64, 32), (None, 8)]
+)
 def test_slabs_grow_with_the_processors_as_in_the_kernel(cpus: int | None, objects: int, monkeypatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cpus)
     assert slab_min_objects() == objects
@@ -236,7 +238,24 @@ def test_refused_frees_change_not_one_word_of_metadata() -> None:
     total = int(raw.words[H_TOTAL_WORDS]) * 8
     end = raw.plan.end_pfn * PAGE
     before = metadata(raw)
-    wrong = {0, 1, 7, 8, -1, -8, -PAGE, -end, end - 1, end, end + 8, total - PAGE, total, total + PAGE, 1 << 40, 1 << 62}
+    wrong = {
+        0,
+        1,
+        7,
+        8,
+        -1,
+        -8,
+        -PAGE,
+        -end,
+        end - 1,
+        end,
+        end + 8,
+        total - PAGE,
+        total,
+        total + PAGE,
+        1 << 40,
+        1 << 62,
+    }
     wrong |= {-offset for offset in live}
     wrong |= {pfn * PAGE + shift for pfn in range(raw.plan.meta_pages) for shift in (0, 8, 64, 2048)}  # metadata
     wrong |= {offset + shift for offset in live for shift in (1, 4, 7, -1, -4, 3 * PAGE + 8, 1 << 33, -(1 << 33))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from kernels import (
     assert_pristine,
     assert_unchanged,
@@ -15,6 +14,8 @@ from kernels import (
     page_kind,
     zone_pages,
 )
+from support import MIB, PAGE, RawArena
+
 from realalloc.mm.kmem_cache import (
     cache_create,
     cache_destroy,
@@ -72,7 +73,6 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
-from support import MIB, PAGE, RawArena
 
 
 def make_cache(raw: RawArena, nbytes: int, align: int = 8, flags: int = 0) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from kernels import (
     ORDERINGS,
     assert_coalesced,
@@ -23,6 +22,8 @@ from kernels import (
     zone_pages,
     zone_word,
 )
+from support import JIT, MIB, PAGE, RawArena
+
 from realalloc.mm.buddy import set_limit
 from realalloc.mm.kmalloc import kfree, kmalloc, ksize, vmalloc
 from realalloc.mm.layout import (
@@ -44,7 +45,6 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
 )
 from realalloc.mm.page_alloc import alloc_pages, alloc_pages_bulk, alloc_run, free_pages
-from support import JIT, MIB, PAGE, RawArena
 
 
 def test_a_free_with_another_order_is_refused_and_changes_nothing(raw: RawArena) -> None:
@@ -264,8 +264,10 @@ def test_empty_slabs_and_lazy_areas_are_reclaimed_before_pages_run_out(raw: RawA
     area = int(vmalloc(raw.words, 20 * PAGE, 0))
     for offset in (*objects, area):
         assert kfree(raw.words, offset) == 0
-    kept = zone_pages(raw) - zone_word(raw, 0, Z_FREE_PAGES) - (
-        zone_word(raw, 0, Z_LIMIT_PFN) - zone_word(raw, 0, Z_FRONTIER_PFN)
+    kept = (
+        zone_pages(raw)
+        - zone_word(raw, 0, Z_FREE_PAGES)
+        - (zone_word(raw, 0, Z_LIMIT_PFN) - zone_word(raw, 0, Z_FRONTIER_PFN))
     )
     assert kept > 20
     pages = [int(alloc_pages(raw.words, 0, 0)) for _ in range(zone_pages(raw))]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 
 import numba
+import numpy as np
 import pytest
-
 from kernels import assert_pristine, is_zero, octets, page_index, trim, write, zone_pages
+from support import MIB, PAGE, RawArena
+
+from realalloc.mm.kmalloc import kmalloc
 from realalloc.mm.layout import (
     H_COMMITTED_PAGES,
     H_PEAK_COMMITTED_PAGES,
@@ -22,7 +25,6 @@ from realalloc.mm.layout import (
     ZONE_DMA,
     ZONE_SHIFT,
 )
-from realalloc.mm.kmalloc import kmalloc
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
 from realalloc.mm.pages import (
     clear_resident_locked,
@@ -36,7 +38,6 @@ from realalloc.mm.pages import (
     zero_range,
     zone_of,
 )
-from support import MIB, PAGE, RawArena
 
 
 @numba.njit
@@ -73,9 +74,9 @@ def test_the_resident_map_is_a_set_of_pages() -> None:
     model: set[int] = set()
     peak = 0
     for _ in range(400):
-        pfn = rng.randrange(raw.plan.end_pfn)
+        pfn = np.int64(rng.randrange(raw.plan.end_pfn))  # as words hold it
         pages = rng.choice([0, 1, 2, 63, 64, 65, 128, rng.randrange(200)])
-        pages = min(pages, raw.plan.end_pfn - pfn)
+        pages = min(pages, raw.plan.end_pfn - int(pfn))
         span = set(range(pfn, pfn + pages))
         if rng.random() < 0.5:
             assert resident(raw.words, 0, pfn, pages) == len(span - model)
@@ -86,7 +87,7 @@ def test_the_resident_map_is_a_set_of_pages() -> None:
         peak = max(peak, len(model))
         assert raw.words[H_COMMITTED_PAGES] == len(model)
         assert raw.words[H_PEAK_COMMITTED_PAGES] == peak
-        low, high = sorted((rng.randrange(raw.plan.end_pfn), rng.randrange(raw.plan.end_pfn)))
+        low, high = sorted(np.int64(rng.randrange(raw.plan.end_pfn)) for _ in range(2))
         assert resident(raw.words, 2, low, high) == len(model & set(range(low, high)))
         assert resident(raw.words, 3, pfn, 0) == (pfn in model)
     at = int(raw.words[H_RESMAP])
@@ -95,7 +96,11 @@ def test_the_resident_map_is_a_set_of_pages() -> None:
 
 
 def test_any_page_can_be_asked_what_it_is(raw: RawArena) -> None:
-    block, run, large = int(alloc_pages(raw.words, 2, 0)), int(alloc_run(raw.words, 5, 0)), int(kmalloc(raw.words, 9000, 0))
+    block, run, large = (
+        int(alloc_pages(raw.words, 2, 0)),
+        int(alloc_run(raw.words, 5, 0)),
+        int(kmalloc(raw.words, 9000, 0)),
+    )
     assert [ask(raw.words, 0, pfn) for pfn in (block, run, large // PAGE)] == [KIND_PAGES, KIND_RUN, KIND_LARGE]
     assert [ask(raw.words, 2, pfn) for pfn in (block, run, large // PAGE)] == [4, 5, 4]
     assert ask(raw.words, 1, block) == 2
@@ -128,12 +133,12 @@ def test_a_range_of_words_is_zeroed_and_no_other(at: int, count: int) -> None:
 def test_only_pages_that_may_hold_memory_are_zeroed(raw: RawArena) -> None:
     pfn = int(alloc_pages(raw.words, 4, 0))
     write(raw, pfn * PAGE, 16 * PAGE, 8)
-    resident(raw.words, 1, pfn + 3, 2)  # the map says that these two hold nothing
+    resident(raw.words, 1, np.int64(pfn + 3), 2)  # the map says that these two hold nothing
     assert zero_pages(raw.words, pfn, 16) == 0
     assert is_zero(raw, pfn * PAGE, 3 * PAGE)
     assert is_zero(raw, (pfn + 5) * PAGE, 11 * PAGE)
     assert octets(raw, (pfn + 3) * PAGE, 2 * PAGE).any()
-    resident(raw.words, 0, pfn + 3, 2)
+    resident(raw.words, 0, np.int64(pfn + 3), 2)
     free_pages(raw.words, pfn, 4)
     trim(raw)
     assert_pristine(raw)

@@ -8,6 +8,7 @@ import threading
 import numba
 import numpy as np
 import pytest
+from support import PAGE
 
 from realalloc.memory import Memory, futex_wait
 from realalloc.mm.prim import (
@@ -20,7 +21,6 @@ from realalloc.mm.prim import (
     move_pages,
     sched_yield,
 )
-from support import PAGE
 
 
 @numba.njit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from kernels import (
     ORDERINGS,
     assert_coalesced,
@@ -18,6 +17,8 @@ from kernels import (
     zone_pages,
     zone_word,
 )
+from support import JIT, MIB, PAGE, RawArena
+
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
 from realalloc.mm.layout import (
     C_NR_SLABS,
@@ -33,7 +34,6 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
 from realalloc.mm.reclaim import TRIM_SPAN_PAGES, reclaim, retreat, trim_span
-from support import JIT, MIB, PAGE, RawArena
 
 
 def resident(raw: RawArena) -> int:
@@ -78,7 +78,10 @@ def test_a_trim_gives_back_exactly_the_free_pages(ordering: str) -> None:
             assert resident(raw) == len(live) == raw.words[H_COMMITTED_PAGES]
             assert all(holds(raw, page * PAGE, PAGE, page) for page in live)
             frontier = zone_word(raw, 0, Z_FRONTIER_PFN)
-            assert frontier == max(live, default=zone_word(raw, 0, Z_START_PFN) - 1) + 1 or (0, frontier) not in free_blocks(raw)
+            assert frontier == max(live, default=zone_word(raw, 0, Z_START_PFN) - 1) + 1 or (
+                0,
+                frontier,
+            ) not in free_blocks(raw)
             assert_coalesced(raw, [(page, 1) for page in live])
             raw.validate()
     assert_pristine(raw)

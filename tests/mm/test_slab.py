@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from kernels import (
     ORDERINGS,
     assert_pristine,
@@ -21,6 +20,8 @@ from kernels import (
     zone_pages,
     zone_word,
 )
+from support import JIT, MIB, PAGE, RawArena
+
 from realalloc.mm.kmalloc import kmalloc
 from realalloc.mm.kmem_cache import cache_create, cache_destroy, cache_geometry, cache_shrink, validate_cache
 from realalloc.mm.layout import (
@@ -59,7 +60,6 @@ from realalloc.mm.slab import (
     kmem_cache_alloc_bulk,
     kmem_cache_free,
 )
-from support import JIT, MIB, PAGE, RawArena
 
 
 def make_cache(raw: RawArena, nbytes: int, align: int = 8, flags: int = 0, min_objects: int = 12) -> int:
@@ -90,7 +90,20 @@ def slabs_of(raw: RawArena, offsets: list[int]) -> set[int]:
     return {next(pfn for pfn in range(at // PAGE, 0, -1) if page_kind(raw, pfn) == KIND_SLAB) for at in offsets}
 
 
-SIZES = [(1, 8), (8, 8), (16, 16), (24, 8), (31, 8), (32, 32), (40, 8), (100, 64), (192, 64), (700, 8), (3000, 8), (9000, 8)]
+SIZES = [
+    (1, 8),
+    (8, 8),
+    (16, 16),
+    (24, 8),
+    (31, 8),
+    (32, 32),
+    (40, 8),
+    (100, 64),
+    (192, 64),
+    (700, 8),
+    (3000, 8),
+    (9000, 8),
+]
 
 
 @pytest.mark.parametrize(("nbytes", "align"), SIZES)

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-
 from kernels import (
     CHILD,
     assert_pristine,
@@ -22,6 +21,8 @@ from kernels import (
     zone_pages,
     zone_word,
 )
+from support import JIT, MIB, PAGE, RawArena, run_child
+
 from realalloc.mm.kmalloc import kfree, kmalloc, ksize, validate_vmalloc, vmalloc
 from realalloc.mm.layout import (
     AREA_FREE,
@@ -60,7 +61,6 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 from realalloc.mm.reclaim import reclaim
-from support import JIT, MIB, PAGE, RawArena, run_child
 
 
 def fragment(raw: RawArena, keep: int = 2) -> list[int]:
