@@ -403,8 +403,12 @@ class Arena:
 
     def alloc_pages_exact(self, size: int, gfp: int = GFP_KERNEL) -> Pages:
         """Allocate contiguous pages for ``size`` bytes, any number of them, also beyond the largest block."""
-        pages = -(-as_int(size, "size", 1) // layout.PAGE_BYTES)
-        what = f"alloc_pages_exact({size})"
+        nbytes = as_int(size, "size", 1)
+        what = f"alloc_pages_exact({nbytes})"
+        if nbytes > self._size:  # rounded up to pages it might not fit into a word
+            self._check_open()
+            raise self._out_of_memory(what, as_gfp(gfp))
+        pages = -(-nbytes // layout.PAGE_BYTES)
         return Pages(self._take(what, VERB_RUN, pages, as_gfp(gfp), pages * layout.PAGE_BYTES), None)
 
     def alloc_pages_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[Pages]:
