@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 THIRD_PARTY = ("site-packages", "dist-packages")
 WIDTH = 100
+SMALL_SHARE = 0.1  # of the CPU time: below it, throughput cannot tell buffers apart
 NAMED = 5  # files named of each kind; --json names all
 
 
@@ -151,16 +152,27 @@ def _print_comparison(report: Report) -> None:
 
 
 def _reading_help(pool: Summary, fresh: Summary, report: Report) -> str:
-    """Say what the numbers mean: nothing that they do not show."""
+    """Say what was measured and what the numbers mean: nothing that they do not show."""
     speeds = {way: [p.mib_per_second for p in report.passes if p.way == way] for way in (pool.way, fresh.way)}
     spread = ", ".join(f"{way} {min(all_):,.0f} to {max(all_):,.0f}" for way, all_ in speeds.items())
+    average = format_bytes(round(report.nbytes / fresh.reads)) if fresh.reads else "0 B"
+    if max(pool.buffer_share, fresh.buffer_share) < SMALL_SHARE:
+        verdict = (
+            "Reading and hashing are nearly all of the work, so throughput says little about buffers: compare its ratio "
+            "with its spread. The buffers themselves are the rows of page faults, RSS growth and the last two."
+        )
+    else:
+        verdict = (
+            f"Buffers are much of the work here: a bytearray of {format_bytes(report.options['buffer'])} is zeroed for "
+            f"every read, and a read brings {average} on average."
+        )
     text = (
         "Both ways open, readinto and blake2b the same files with the same code; only the buffer differs: pool.alloc() "
         "or a new bytearray for every read. Files come from the page cache; the C heap is trimmed before every pass. "
-        "Reading and hashing are nearly all of the work, so throughput says little about buffers: compare it with its "
-        f"spread over the rounds (MiB/s: {spread}). The buffers themselves are the rows of page faults, RSS growth and "
-        "the last two. Faults, CPU and RSS are the whole process's, RSS is sampled every 10 ms; the pool's memory is "
-        "resident before the first pass, and so in neither column but in the line below."
+        f"{verdict} Throughput over the rounds, MiB/s: {spread}. A loop that keeps one bytearray per thread would save "
+        "as much; a pool does it for buffers that are handed on. Faults, CPU and RSS are the whole process's, RSS is "
+        "sampled every 10 ms; the pool's memory is resident before the first pass, and so in neither column but in the "
+        "line below."
     )
     return "\n" + textwrap.fill(text, WIDTH) + "\n"
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from commands import RICH_LESS, SIZES, child, is_plain, make_tree, on_terminal, 
 
 from realalloc.demo import runner
 from realalloc.demo.reading import Read, Worker
+from realalloc.demo.report import Pass, Summary
 
 FAST = ("--rounds", "1")
 
@@ -46,6 +48,24 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["pool"]["outstanding"] == 0 and report["pool"]["curr_nr"] == report["pool"]["min_nr"]
     assert report["speed_ratio"] > 0
     assert all(p["minor_faults"] >= 0 and p["seconds"] > 0 for p in report["passes"])
+
+
+@pytest.mark.parametrize(("share", "says"), [(0.05, "says little about buffers"), (0.4, "much of the work here")])
+def test_the_text_says_what_the_numbers_show(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    says: str,
+) -> None:
+    def summarize(way: str, passes: list[Pass], _buffer_ns: float) -> Summary:
+        return replace(real(way, passes, 100.0), buffer_share=share)
+
+    real = runner.summarize
+    monkeypatch.setattr(runner, "summarize", summarize)
+    code, out, _ = run(capsys, "demo", str(make_tree(tmp_path)), *FAST)
+    assert code == 0
+    assert says in " ".join(out.split())
 
 
 @pytest.mark.parametrize("extra", [(), ("--json",)])
