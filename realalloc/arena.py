@@ -23,7 +23,8 @@ from realalloc import views
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
-from realalloc.lease import (
+from realalloc.lease import exporter_of, factory, make_context, pin, release_handle, set_length, unpin
+from realalloc.lease.blocks import (
     TAG_LINGERS,
     VERB_CACHE,
     VERB_KMALLOC,
@@ -32,13 +33,6 @@ from realalloc.lease import (
     VERB_PAGES,
     VERB_RUN,
     VERB_VMALLOC,
-    exporter_of,
-    factory,
-    make_context,
-    pin,
-    release_handle,
-    set_length,
-    unpin,
 )
 from realalloc.memory import Memory
 from realalloc.mempool import make_pool

@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Any
 from realalloc import views
 from realalloc.errors import CorruptionError, InvalidFree, describe_broken
 from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
-from realalloc.lease import (
-    OWNER_SHIFT,
-    TAG_LINGERS,
-    VERB_CACHE,
-    VERB_CONSTRUCT,
-    VERB_MASK,
-    exporter_of,
-    make_context,
-    release_handle,
-    shut,
-    tag_of,
-)
+from realalloc.lease import exporter_of, make_context, release_handle, shut, tag_of
+from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, VERB_CACHE, VERB_CONSTRUCT, VERB_MASK
 from realalloc.mm import layout
 from realalloc.mm.kmem_cache import (
     cache_create,

@@ -16,18 +16,8 @@ from typing import TYPE_CHECKING, Any
 from realalloc import views
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_KERNEL, gfp_names
-from realalloc.lease import (
-    OWNER_SHIFT,
-    TAG_LINGERS,
-    VERB_MASK,
-    VERB_POOL,
-    VERB_POOL_RESERVE,
-    exporter_of,
-    make_context,
-    release_handle,
-    shut,
-    tag_of,
-)
+from realalloc.lease import exporter_of, make_context, release_handle, shut, tag_of
+from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, VERB_MASK, VERB_POOL, VERB_POOL_RESERVE
 from realalloc.memory import futex_wait
 from realalloc.mm import layout
 from realalloc.mm.mempool import (

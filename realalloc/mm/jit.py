@@ -65,7 +65,7 @@ def fingerprint() -> str:
     """Name the code that a cached kernel was made from: sources, compiler versions, flags, machine."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [*sorted(package.glob("*.py")), package.parent / "lease.py"]:
+    for path in [*sorted(package.glob("*.py")), *sorted((package.parent / "lease").glob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for part in (numba.__version__, llvmlite.__version__, np.__version__, sys.version, platform.machine(), _flags()):
         digest.update(part.encode() + b"\0")

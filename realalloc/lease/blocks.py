@@ -1,0 +1,107 @@
+"""How a block is taken and how it goes back: the verbs and tags of leases, as kernels.
+
+Invariant: H_LEASES = live exporters + builtins in flight; it changes under the GIL only. The mapping of a closed arena goes
+with its last lease. H_LINGERING = live exporters with TAG_LINGERS.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from realalloc.mm.atomic import atomic_add
+from realalloc.mm.jit import JIT, Words, entry, kernel
+from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
+from realalloc.mm.kmem_cache import construct_put
+from realalloc.mm.layout import ENOMEM, H_BAD_FREES, H_CLOSED, H_LEASES, H_LINGERING, H_OWNER, OK, PAGE_SHIFT
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
+from realalloc.mm.page_alloc import alloc_pages, alloc_run
+from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_free
+
+# A tag says how a block goes back:  verb 0..3 | lingers 4 | owner 8.. (word index of the cache or pool)
+VERB_NONE: Final = 0  # nothing to give back: zero-size blocks
+VERB_KMALLOC: Final = 1
+VERB_CACHE: Final = 2
+VERB_PAGES: Final = 3
+VERB_RUN: Final = 4
+VERB_VMALLOC: Final = 5
+VERB_POOL: Final = 6
+VERB_POOL_RESERVE: Final = 7  # taking only
+VERB_CONSTRUCT: Final = 8  # an object that is with its constructor
+VERB_MASK: Final = 15
+TAG_LINGERS: Final = 16
+OWNER_SHIFT: Final = 8
+
+
+@entry
+def take(words: Words, verb: int, argument: int, gfp: int) -> int:
+    """Allocate by verb; return an offset or a status. What ``argument`` means depends on the verb: bytes, order, pages,
+    word index of the cache or pool, or the offset itself (VERB_NONE and VERB_CONSTRUCT).
+    """
+    if verb == VERB_KMALLOC:
+        return kmalloc(words, argument, gfp)
+    if verb == VERB_CACHE:
+        return kmem_cache_alloc(words, argument)
+    if verb == VERB_POOL:
+        return pool_alloc(words, argument, gfp)
+    if verb == VERB_POOL_RESERVE:
+        return pool_alloc_reserved(words, argument)
+    if verb == VERB_VMALLOC:
+        return vmalloc(words, argument, gfp)
+    if verb == VERB_PAGES or verb == VERB_RUN:
+        pfn = alloc_pages(words, argument, gfp) if verb == VERB_PAGES else alloc_run(words, argument, gfp)
+        return pfn << PAGE_SHIFT if pfn > 0 else pfn
+    return argument if words[H_CLOSED] == 0 else ENOMEM
+
+
+if JIT:
+
+    @kernel
+    def count_lease(words: Words, by: int) -> int:
+        """Count leases; the GIL is held and keeps others out."""
+        words[H_LEASES] += by
+        return words[H_LEASES]
+
+else:
+
+    def count_lease(words: Words, by: int) -> int:
+        """Count leases; another thread may run between any two bytecodes."""
+        return atomic_add(words, H_LEASES, by)
+
+
+@kernel
+def drop_lease(words: Words) -> int:
+    """Uncount a lease; return the mapping to let go of if this was the last one of a closed arena, else 0.
+
+    The last access to the words: who gets the mapping unmaps them.
+    """
+    left = count_lease(words, -1)
+    return words[H_OWNER] if words[H_CLOSED] != 0 and left == 0 else 0
+
+
+@entry
+def give_back(words: Words, tag: int, offset: int) -> int:
+    """Free the block of a dead exporter, then drop its lease. A refused free is counted: it would be damage, and nobody
+    is there to raise to.
+    """
+    verb = tag & VERB_MASK
+    owner = tag >> OWNER_SHIFT
+    if tag & TAG_LINGERS:
+        atomic_add(words, H_LINGERING, -1)
+    status = OK
+    if verb == VERB_CACHE:
+        status = kmem_cache_free(words, owner, offset)
+    elif verb == VERB_POOL:
+        status = pool_free(words, owner, offset)
+    elif verb == VERB_CONSTRUCT:
+        status = construct_put(words, offset)
+    elif verb != VERB_NONE:
+        status = kfree(words, offset)
+    if status != OK:
+        words[H_BAD_FREES] += 1
+    return drop_lease(words)
+
+
+@entry
+def linger(words: Words) -> int:
+    """Count a lease whose handle was freed while other views live."""
+    return atomic_add(words, H_LINGERING, 1)

@@ -1,0 +1,177 @@
+"""CPython's C API for jitted code: calls of stable-ABI functions, raw loads and stores, words from an address.
+
+The functions with a body that raises exist for machine code only; the others have a plain Python twin. Pointers travel as
+int64. ``immortal`` keeps what machine code or the interpreter refers to by address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from realalloc.mm.jit import JIT, POINTERS, Words, kernel, native
+from realalloc.mm.layout import H_TOTAL_WORDS, WORD_BYTES
+
+_I64 = ir.IntType(64)
+_I32 = ir.IntType(32)
+_VOID = ir.VoidType()
+
+
+def immortal(value: Any) -> Any:
+    """Keep an object for the life of the process; return it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+    return value
+
+
+def c_function(name: str, result: Any, parameters: list[Any]) -> Callable[[Any, Any, Any, Any], Any]:
+    """Emit a call of a CPython function; pointers travel as i64."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, parameters), name)
+        given = [builder.trunc(a, t) if t == _I32 else a for a, t in zip(args, parameters, strict=True)]
+        value = builder.call(function, given)
+        if result == _VOID:
+            return ir.Constant(_I64, 0)
+        return builder.sext(value, _I64) if result == _I32 else value
+
+    return emit
+
+
+def _emit_load_at(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return builder.load(builder.inttoptr(args[0], _I64.as_pointer()))
+
+
+def _emit_store_at(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    builder.store(args[1], builder.inttoptr(args[0], _I64.as_pointer()))
+    return args[1]
+
+
+@native(_emit_load_at)
+def load_at(address: int) -> int:
+    """Load a word."""
+    return ctypes.c_int64.from_address(int(address)).value
+
+
+@native(_emit_store_at)
+def store_at(address: int, value: int) -> int:
+    """Store a word."""
+    ctypes.c_int64.from_address(int(address)).value = int(value)
+    return value
+
+
+@native(c_function("_PyObject_New", _I64, [_I64]))
+def object_new(kind: int) -> int:
+    """Allocate an exporter; 0 with MemoryError set."""
+    raise NotImplementedError
+
+
+@native(c_function("PyObject_Free", _VOID, [_I64]))
+def object_free(exporter: int) -> int:
+    """Free an exporter's memory."""
+    raise NotImplementedError
+
+
+@native(c_function("PyMemoryView_FromObject", _I64, [_I64]))
+def memoryview_of(exporter: int) -> int:
+    """Make a view; 0 with an error set."""
+    raise NotImplementedError
+
+
+@native(c_function("PyBuffer_FillInfo", _I32, [_I64, _I64, _I64, _I64, _I32, _I32]))
+def fill_info(view: int, exporter: int, start: int, length: int, readonly: int, flags: int) -> int:
+    """Fill a Py_buffer in; -1 with an error set."""
+    raise NotImplementedError
+
+
+@native(c_function("PyTuple_GetItem", _I64, [_I64, _I64]))
+def tuple_item(items: int, index: int) -> int:
+    """Borrow an item."""
+    raise NotImplementedError
+
+
+@native(c_function("PyLong_AsSsize_t", _I64, [_I64]))
+def as_ssize(number: int) -> int:
+    """Read an int; -1 with an error set if it does not fit."""
+    raise NotImplementedError
+
+
+@native(c_function("PyLong_FromSsize_t", _I64, [_I64]))
+def long_of(value: int) -> int:
+    """Make an int."""
+    raise NotImplementedError
+
+
+@native(c_function("PyErr_Clear", _VOID, []))
+def error_clear() -> int:
+    """Forget the error that is set."""
+    raise NotImplementedError
+
+
+@native(c_function("PyObject_Vectorcall", _I64, [_I64, _I64, _I64, _I64]))
+def vectorcall(function: int, args: int, count: int, names: int) -> int:
+    """Call a Python function."""
+    raise NotImplementedError
+
+
+@native(c_function("PyGILState_Check", _I32, []))
+def have_gil() -> int:
+    """Return 1 if the calling thread holds the GIL."""
+    raise NotImplementedError
+
+
+@native(c_function("PyEval_SaveThread", _I64, []))
+def gil_release() -> int:
+    """Release the GIL; return what takes it back."""
+    raise NotImplementedError
+
+
+@native(c_function("PyEval_RestoreThread", _VOID, [_I64]))
+def gil_take(state: int) -> int:
+    """Take the GIL back."""
+    raise NotImplementedError
+
+
+@native(c_function("Py_DecRef", _VOID, [_I64]))
+def decref(address: int) -> int:
+    """Drop a reference."""
+    ctypes.pythonapi.Py_DecRef(ctypes.c_void_p(int(address)))
+    return 0
+
+
+def _make_words_at() -> Callable[[int], Words]:
+    """Make ``words_at``: the words of an arena from its address, in the form that kernels take them."""
+    if not JIT:
+
+        def plain(base: int) -> Words:
+            total = load_at(base + H_TOTAL_WORDS * WORD_BYTES)
+            return np.ctypeslib.as_array((ctypes.c_int64 * total).from_address(int(base)))
+
+        return plain
+
+    def pointer(_context: Any, base: Any) -> Any:  # noqa: ARG001  # intrinsics are typed by their parameters
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], _I64.as_pointer())
+
+        return types.CPointer(types.int64)(types.int64), emit
+
+    as_pointer: Any = intrinsic(pointer)
+    if POINTERS:
+        return cast("Callable[[int], Words]", as_pointer)
+    carray: Any = vars(numba)["carray"]
+
+    def with_bounds(base: int) -> Words:
+        words: Words = carray(as_pointer(base), (load_at(base + H_TOTAL_WORDS * WORD_BYTES),))
+        return words
+
+    return kernel(with_bounds)
+
+
+words_at = _make_words_at()
