@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support import run_child
 
 import realalloc as ra
 from realalloc.errors import BROKEN_INVARIANTS
 from realalloc.mm import layout
-from support import run_child
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-FENCE = re.compile(r"^(?P<skip><!-- not run: .+ -->\n+)?```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<skip><!-- not run: .+ -->\n+)?```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 # Names of layout.py that docs/memory-layout.md must explain.
 EXPLAINED = re.compile(r"(H|Z|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|BACKING|ZONE|HUGE)_[A-Z0-9_]+")
 NOT_FIELDS = {"PAGE_SHIFT", "PAGE_BYTES", "PAGE_WORDS", "CACHE_WORDS", "CACHE_NAME_BYTES", "ZONE_WORDS"}
@@ -109,7 +111,9 @@ def test_links_resolve(page: Path) -> None:
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{target}: no such file"
         if fragment:
-            assert fragment in {slug(h) for h in re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)}, f"{target}: no such heading"
+            assert fragment in {slug(h) for h in re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)}, (
+                f"{target}: no such heading"
+            )
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -130,7 +134,9 @@ def test_everything_public_is_mentioned() -> None:
 def test_every_file_that_is_named_exists() -> None:
     """Paths in the text are paths of the repository."""
     named = set(re.findall(r"`((?:realalloc|tests|docs|bench|mm)/[\w/]+\.\w+)`", everything()))
-    assert [path for path in sorted(named) if not (ROOT / path).exists() and not (ROOT / "realalloc" / path).exists()] == []
+    assert [
+        path for path in sorted(named) if not (ROOT / path).exists() and not (ROOT / "realalloc" / path).exists()
+    ] == []
 
 
 def test_every_word_is_explained_and_numbered_as_it_is() -> None:
@@ -153,7 +159,8 @@ def test_every_broken_invariant_is_explained() -> None:
     reported = re.findall(r"^\| `(BAD_\w+)` \|.*`((?:mm/)?\w+\.py)` \|$", text, re.MULTILINE)
     assert {name for name, _ in reported} == set(codes)
     for name, file in reported:
-        assert re.search(rf"return [^#\n]*\b{name}\b|status = {name}\b|\b{name}\)", (ROOT / "realalloc" / file).read_text()), (name, file)
+        source = (ROOT / "realalloc" / file).read_text(encoding="utf-8")
+        assert re.search(rf"return [^#\n]*\b{name}\b|status = {name}\b|\b{name}\)", source), (name, file)
 
 
 def test_only_names_that_exist_are_quoted() -> None:
