@@ -169,10 +169,10 @@ def _reading_help(pool: Summary, fresh: Summary, report: Report) -> str:
     text = (
         "Both ways open, readinto and blake2b the same files with the same code; only the buffer differs: pool.alloc() "
         "or a new bytearray for every read. Files come from the page cache; the C heap is trimmed before every pass. "
-        f"{verdict} Throughput over the rounds, MiB/s: {spread}. A loop that keeps one bytearray per thread would save "
-        "as much (not measured here); a pool does it for buffers that are handed on. Faults, CPU and RSS are the whole process's, RSS is "
-        "sampled every 10 ms; the pool's memory is resident before the first pass, and so in neither column but in the "
-        "line below."
+        f"{verdict} Throughput over the rounds, MiB/s: {spread}. A loop that keeps one bytearray per thread should save "
+        "as much (not measured here); a pool does it for buffers that are handed on. Faults, CPU and RSS are the whole "
+        "process's, RSS is sampled every 10 ms; the pool's memory is resident before the first pass, and so in neither "
+        "column but in the line below."
     )
     return "\n" + textwrap.fill(text, WIDTH) + "\n"
 
