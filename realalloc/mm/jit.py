@@ -231,8 +231,8 @@ class Entry(_Intrinsic):  # type: ignore[misc]
     def __call__(self, *args: Any) -> int:  # type: ignore[override]
         """Call from Python, without the GIL. TypeError for floats and for arrays that are not ``int64[::1]``."""
         self.compile()
-        if not POINTERS:
-            return int(self.dispatcher(*args))
+        if not POINTERS:  # the dispatcher checks arrays, and would truncate a float
+            return int(self.dispatcher(*[arg if isinstance(arg, np.ndarray) else operator.index(arg) for arg in args]))
         result: int = self._call(*[_word(arg) if isinstance(arg, np.ndarray) else operator.index(arg) for arg in args])
         return result
 
