@@ -170,7 +170,10 @@ class MemPool:
         arena = self._arena
         found = arena._leases.attempt(arena.address, verb, self.at, gfp, self.element_bytes, self._tag)
         if found == layout.EAGAIN and self._cache is not None:
-            self._cache._construct_slab(gfp)
+            try:
+                self._cache._construct_slab(gfp)
+            except OutOfMemory:  # not the last word: the caller may wait for an element
+                return layout.ENOMEM
             found = arena._leases.attempt(arena.address, verb, self.at, gfp, self.element_bytes, self._tag)
         return found
 
