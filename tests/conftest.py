@@ -11,8 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import tests/support.py under --import-mode=importlib
 
-import realalloc as ra
 from support import MIB, RawArena
+
+import realalloc as ra
 
 
 @pytest.fixture

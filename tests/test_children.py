@@ -238,10 +238,12 @@ if pid:
 
 
 @pytest.mark.skipif(not JIT, reason="kernels that are Python need Python to hold the lock")
-def test_a_fork_hook_that_collects_or_frees_buffers_does_not_wait_for_itself() -> None:
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_fork_hook_that_collects_or_frees_buffers_does_not_wait_for_itself(threads: int) -> None:
     quiet_child(
+        f"threads = {threads}"
         """
-import gc, os
+import gc, os, threading
 import signal
 signal.alarm(30)  # instead of hanging
 box = []
@@ -251,6 +253,8 @@ def before():
 os.register_at_fork(before=before)  # before hooks run in reverse order: after realalloc's, if it has one
 import realalloc as ra
 arena = ra.Arena('1MiB')
+if threads:  # the lock is no longer biased to this thread
+    other = threading.Thread(target=lambda: arena.kfree(arena.kmalloc(8))); other.start(); other.join()
 for _ in range(5):
     node = [arena.kmalloc(64)]; node.append(node); del node
     box.append(arena.kmalloc(64))
@@ -384,7 +388,7 @@ def test_a_small_memlock_limit_is_out_of_memory_that_names_the_knob() -> None:
         START
         + """
 import resource
-ra.Arena('1MiB').close()
+ra.Arena('1MiB', lock=4096).close()  # loads all that is needed before the cache is out of reach
 if os.getuid() == 0: os.setresuid(65534, 65534, 65534)
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10,) * 2)
 try: ra.Arena('8MiB', lock='1MiB')

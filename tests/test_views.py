@@ -142,7 +142,7 @@ def test_slabinfo_has_exactly_the_kernels_spacing() -> None:
     with ra.Arena(MIB) as arena, arena.kmalloc(64):
         row = next(line for line in arena.slabinfo().splitlines() if line.startswith("kmalloc-64"))
         assert re.fullmatch(
-            r"kmalloc-64             1 {3,5}\d+     64 {1,3}\d+    1 : tunables    0    0    0 : slabdata      1      1      0",
+            r"kmalloc-64 {13}1 {3,5}\d+     64 {1,3}\d+    1 : tunables    0    0    0 : slabdata      1      1      0",
             row,
         )
 
