@@ -8,6 +8,7 @@ import threading
 import numba
 import numpy as np
 import pytest
+from kernels import assert_pristine
 from support import JIT, MIB, RawArena
 
 from realalloc.mm.atomic import (
@@ -15,16 +16,18 @@ from realalloc.mm.atomic import (
     atomic_add,
     atomic_load,
     atomic_store,
+    bias,
     compare_and_swap,
     hold,
     let_go,
     lock,
     lock_contended,
+    thread_identity,
     unlock,
 )
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import validate_caches
-from realalloc.mm.layout import H_LOCK, KMALLOC_SIZES
+from realalloc.mm.layout import H_INSIDE, H_LOCK, KMALLOC_SIZES, LOCK_FREE, LOCK_HELD, LOCK_REVOKING
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 
 THREADS = 4
@@ -111,6 +114,65 @@ def test_no_count_is_lost_between_threads(count) -> None:
     assert words[BACKWARDS] == words[H_LOCK] == 0
 
 
+@pytest.mark.skipif(not JIT, reason="plain Python has no bias")
+def test_no_count_is_lost_while_a_bias_is_revoked() -> None:
+    count_locked(np.zeros(256, np.int64), 1)
+    for _ in range(60):
+        words = np.zeros(256, np.int64)
+        biased = threading.Event()
+
+        def work(k: int, words=words, biased=biased) -> None:
+            if k == 0:
+                assert bias(words) == 1
+                biased.set()
+            else:
+                biased.wait()
+            count_biased(words, 4000)
+
+        in_threads(work, 3)
+        assert words[COUNTER] == 3 * 4000
+        assert (words[H_LOCK], words[H_INSIDE]) == (LOCK_FREE, 0)
+
+
+@numba.njit(nogil=True)
+def count_biased(words, rounds):
+    for _ in range(rounds):
+        lock(words)
+        words[COUNTER] += 1
+        unlock(words)
+    return 0
+
+
+@pytest.mark.skipif(not JIT, reason="plain Python has no bias")
+def test_a_biased_lock_serves_its_thread_and_is_anybodys_after_the_first_other(raw: RawArena) -> None:
+    assert bias(raw.words) == 1
+    me = int(raw.words[H_LOCK])
+    assert me > LOCK_REVOKING
+    assert bias(raw.words) == 0  # it is not free any more
+    assert hold(raw.words) == 0
+    assert (raw.words[H_LOCK], raw.words[H_INSIDE]) == (me, 1)
+    assert let_go(raw.words) == 0
+    assert (raw.words[H_LOCK], raw.words[H_INSIDE]) == (me, 0)
+    other = threading.Thread(target=hold, args=(raw.words,))
+    other.start()
+    other.join()
+    assert (raw.words[H_LOCK], raw.words[H_INSIDE]) == (LOCK_HELD, 0)
+    assert let_go(raw.words) == 0
+    assert raw.words[H_LOCK] == LOCK_FREE
+
+
+def test_threads_have_identities_of_their_own() -> None:
+    @numba.njit(nogil=True)
+    def identity():
+        return thread_identity()
+
+    mine, others = int(identity()), []
+    assert identity() == mine
+    in_threads(lambda _: others.append(int(identity())), 3)
+    assert mine > LOCK_REVOKING
+    assert mine not in others
+
+
 @pytest.mark.parametrize("value", [0, 1, -1, 1 << 62, -(1 << 63), 12345678901])
 def test_atomic_words_agree_with_their_twins(value: int) -> None:
     words, twins = np.zeros(16, np.int64), np.zeros(16, np.int64)
@@ -148,12 +210,7 @@ def test_the_lock_is_a_word_that_is_1_while_held(raw: RawArena) -> None:
     assert raw.words[H_LOCK] == 0
     assert lock_contended(raw.words) == 0  # takes it when it is free, too
     assert raw.words[H_LOCK] == 1
-    assert let_go_plain(raw) == 0
-
-
-def let_go_plain(raw: RawArena) -> int:
-    raw.words[H_LOCK] = 0
-    return int(raw.words[H_LOCK])
+    atomic_store(raw.words, H_LOCK, LOCK_FREE)
 
 
 def test_whoever_finds_the_lock_held_waits_until_it_is_let_go(raw: RawArena) -> None:
@@ -213,9 +270,6 @@ def test_threads_in_kernels_never_share_a_block() -> None:
 
     in_threads(work)
     assert bad == [0] * THREADS
-    raw.validate()
-    from kernels import assert_pristine
-
     assert_pristine(raw)
 
 

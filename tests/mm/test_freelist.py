@@ -45,7 +45,7 @@ def test_a_list_is_what_a_python_list_would_be(stride: int) -> None:
     words = np.zeros(BASE + NODES * stride, np.int64)
     models: dict[int, list[int]] = {HEAD: [], HEAD + 1: []}
     spare = list(range(1, NODES))
-    for _ in range(3000):
+    for _ in range(1500):
         head = rng.choice(list(models))
         model = models[head]
         if spare and rng.random() < 0.52:

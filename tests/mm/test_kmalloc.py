@@ -128,7 +128,7 @@ def test_slabs_grow_with_the_processors_as_in_the_kernel(cpus: int | None, objec
 @pytest.mark.parametrize("size", KMALLOC_SIZES)
 @pytest.mark.parametrize("ordering", ORDERINGS)
 def test_a_class_fills_the_arena_and_comes_back_in_any_order(size: int, ordering: str) -> None:
-    raw = RawArena((512 if JIT and size > 16 else 224) << 10, 4)
+    raw = RawArena((512 if JIT and size > 64 else 224) << 10, 4)
     live = []
     while (offset := int(kmalloc(raw.words, size, 0))) > 0:
         live.append(offset)
