@@ -23,7 +23,7 @@ from realalloc import views
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
-from realalloc.lease import exporter_of, factory, make_context, pin, release_handle, set_length, unpin
+from realalloc.lease import exporter_of, factory, make_context, pin, release_handle, set_length
 from realalloc.lease.blocks import (
     TAG_LINGERS,
     VERB_CACHE,
@@ -56,6 +56,7 @@ _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 _held: list[Any] = []
 _default: list[Arena] = []
 _default_lock = threading.Lock()
+_closing = threading.RLock()  # the collector may close an arena while its thread closes another
 
 
 class Pages:
@@ -216,17 +217,20 @@ class Arena:
 
         Warns (ResourceWarning) with a list of what is still out.
         """
-        if self._gate[0] == 0:
-            return
+        with _closing:
+            if self._gate[0] == 0:
+                return
+            self._gate[0] = 0
         words = self._memory.words
         live = int(words[layout.H_LEASES])
         report = views.leases_report(words) if live else ""
+        # A lease of our own: whichever dies last, this one or a user's, unmaps the range, in one step under the GIL.
+        last = self._leases.attempt(self._base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
         words[layout.H_CLOSED] = 1
-        self._gate[0] = 0
         _arenas.discard(self)
         wake_pools(words)
-        unpin(words)
         del self._memory
+        last.release()
         if live:
             warnings.warn(f"arena closed with {live} live leases: {report}", ResourceWarning, stacklevel=2)
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from numba import njit, prange
+from support import JIT, run_child
 
 import realalloc as ra
 from realalloc import jit
@@ -26,7 +27,6 @@ from realalloc.jit import (
     pfn_to_offset,
     vmalloc,
 )
-from support import JIT, run_child
 
 
 @njit(nogil=True)

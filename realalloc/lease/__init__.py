@@ -7,7 +7,7 @@ ABI; the slots of the exporter type and the allocating builtins are numba cfuncs
 
 Guarantees: between taking a block and owning it there is no Python bytecode, so no signal can lose it. H_LEASES counts
 live exporters; the mapping stays while there are any. Machine code, type and method tables are never freed.
-Invariant: H_LEASES = live exporters, H_LINGERING = those with TAG_LINGERS.
+Invariant: H_LEASES = live exporters + builtins in flight, H_LINGERING = those with TAG_LINGERS.
 Without jit the same exporter type is a Python subclass with ``__del__``, and the builtins are closures.
 """
 
@@ -23,7 +23,7 @@ from realalloc.lease.exporter import Jitted
 from realalloc.lease.plain import Plain
 from realalloc.lease.slots import CONTEXT_WORDS, E_LENGTH, E_TAG, X_GATE, X_LENGTH, X_OWNER, X_TAG
 from realalloc.mm.jit import JIT, Words
-from realalloc.mm.layout import H_LEASES, H_OWNER, WORD_BYTES
+from realalloc.mm.layout import H_OWNER, WORD_BYTES
 
 _made: list[Jitted | Plain] = []
 
@@ -92,12 +92,6 @@ def release_handle(view: memoryview, exporter: Any, words: Words) -> None:
 
 
 def pin(words: Words, mapping: Any) -> None:
-    """Make the arena own its mapping, until :func:`unpin` or until its last lease after that."""
+    """Make the arena own its mapping, until its last lease after it was closed."""
     immortal(mapping)
     words[H_OWNER] = id(mapping)
-
-
-def unpin(words: Words) -> None:
-    """Let a closed arena's mapping go, now or with its last lease; views that outlive the call keep it."""
-    if words[H_LEASES] == 0:
-        ctypes.pythonapi.Py_DecRef(ctypes.c_void_p(int(words[H_OWNER])))
