@@ -23,7 +23,7 @@ from realalloc import views
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
-from realalloc.lease import exporter_of, factory, make_context, pin, release_handle, set_length
+from realalloc.lease import exporter_of, factory, forks, make_context, pin, release_handle, set_length
 from realalloc.lease.blocks import (
     TAG_LINGERS,
     VERB_CACHE,
@@ -39,6 +39,7 @@ from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import bias, hold, let_go
 from realalloc.mm.buddy import reach_all, set_limit, validate_buddy
+from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import after_fork, validate_pools, wake_pools
@@ -179,6 +180,7 @@ class Arena:
         if prefault:
             reach_all(words, layout.ZONE_NORMAL)
         pin(words, memory.mapping)
+        forks.watch(memory.address)
         bias(words)
         return memory
 
@@ -229,6 +231,7 @@ class Arena:
         words[layout.H_CLOSED] = 1
         _arenas.discard(self)
         wake_pools(words)
+        forks.ignore(self._base)
         del self._memory
         last.release()
         if live:
@@ -520,7 +523,8 @@ def _after_fork_in_child() -> None:
         after_fork(words)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+if not JIT:  # with machine code, realalloc.lease.forks does it
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def default_arena() -> Arena:

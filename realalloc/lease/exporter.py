@@ -12,6 +12,7 @@ from typing import Any
 import numba
 from numba import types
 
+from realalloc.lease import forks
 from realalloc.lease.blocks import give_back, linger, take
 from realalloc.lease.capi import immortal
 from realalloc.lease.slots import (
@@ -123,6 +124,7 @@ class Jitted:
             if isinstance(callee, Entry):
                 callee.compile()
         set_relax(compiled(relax, types.int32, 0))
+        forks.register([compiled(body, types.void, 0) for body in (forks.prepare, forks.in_parent, forks.in_child)])
         slots = [
             (PY_BF_GETBUFFER, compiled(getbuffer, types.int32, 3)),
             (PY_TP_DEALLOC, compiled(dealloc, types.void, 1)),
