@@ -80,9 +80,11 @@ def machine() -> dict[str, str]:
     }
 
 
-def report(results: list[Result], path: str | None) -> None:
-    """Print results; write them as JSON where asked."""
+def report(results: list[Result], path: str | None, *, judge: bool) -> None:
+    """Print results, with the targets unless the sizes mean nothing; write them as JSON where asked."""
     for result in results:
+        if not judge:
+            result.targets = {}
         print("\n".join(result.lines()))
     if path:
         rows = [asdict(result) for result in results]
