@@ -55,7 +55,7 @@ CONTEXT_WORDS: Final = 6
 
 
 def relax() -> int:
-    """Wait a moment for the arena lock. Its holder may be about to fork and need the GIL for that: do not sit on it."""
+    """Wait a moment for the arena lock without sitting on the GIL."""
     if have_gil() == 0:
         return sched_yield()
     state = gil_release()
