@@ -52,7 +52,7 @@ def big(*, smoke: bool) -> Result:
     """64 live buffers of 16 MiB, the oldest replaced, the first byte of each page written, steady state."""
     size, depth = (1 << 20, 4) if smoke else (BIG, DEPTH)
     ones = b"\1" * (size // 4096)
-    arena = ra.Arena(size * (depth + 16))
+    arena = ra.Arena(size * (2 * depth + 16))
 
     def ours_kmalloc(live: deque) -> None:
         live.popleft()
@@ -86,7 +86,16 @@ def big(*, smoke: bool) -> Result:
     before = faults()
     step(depth)
     per_pair = (faults() - before) / depth
-    contestants = {"realalloc": step}
+    # What holds the ratio: writing 4096 cache lines that 63 other buffers have evicted. Nothing is allocated here.
+    resident = filled(lambda: arena.vmalloc(size))
+
+    def touch_only(live: deque) -> None:
+        buf = live.popleft()
+        buf[::4096] = ones
+        live.append(buf)
+
+    runner(touch_only, resident)(2 * depth)
+    contestants = {"realalloc": step, "floor: touching resident buffers": runner(touch_only, resident)}
     plain = filled(lambda: bytearray(size))
     contestants["bytearray"] = runner(theirs_bytearray, plain)
     shared: deque = deque()
@@ -100,8 +109,9 @@ def big(*, smoke: bool) -> Result:
         block.close()
         block.unlink()
     ours.clear()
+    resident.clear()
     arena.validate()
     arena.close()
-    targets = {peer: 0.01 for peer in medians if peer != "realalloc"}
+    targets = {peer: 0.01 for peer in ("bytearray", "SharedMemory") if peer in medians}
     name = f"{depth} live buffers of {size >> 20} MiB, FIFO, first byte of each page written"
     return Result(name, "ns", medians, "realalloc", targets, {"page faults a pair": per_pair})
