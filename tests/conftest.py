@@ -16,6 +16,14 @@ from support import MIB, RawArena
 import realalloc as ra
 
 
+@pytest.fixture(scope="session", autouse=True)
+def frozen() -> None:
+    """Load what the first arena loads and let the collector look past it: it would walk numba's objects after each test."""
+    ra.Arena(MIB).close()
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def raw() -> Iterator[RawArena]:
     """A raw arena of 1 MiB with blocks up to 64 KiB; validated at the end."""
