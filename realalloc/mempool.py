@@ -297,7 +297,7 @@ class MemPool:
             raise CorruptionError(describe_broken(status))
 
     def destroy(self) -> None:
-        """Give the reserve back; BufferError, with nothing changed, while elements are out."""
+        """Give the reserve back; BufferError, with nothing changed, while elements are out or somebody waits."""
         words = self._words()
         if pool_destroy(words, self.at) != layout.OK:
             stats = self.stats()

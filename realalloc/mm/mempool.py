@@ -293,10 +293,12 @@ def pool_resize(words: Words, p: int, min_nr: int) -> int:
 
 @entry
 def pool_destroy(words: Words, p: int) -> int:
-    """Give reserve and descriptor back; EBUSY, with nothing changed, while elements are out."""
+    """Give reserve and descriptor back; EBUSY, with nothing changed, while elements are out or somebody waits, who is
+    woken to look: a sleeper will still touch the descriptor.
+    """
     _wake(words, p)
     lock(words)
-    if pool_out(words, p) != 0:
+    if pool_out(words, p) != 0 or words[p + P_WAITERS] != 0:
         unlock(words)
         return EBUSY
     while words[p + P_CURR_NR] > 0:
