@@ -128,10 +128,15 @@ class MemPool:
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
         self._at: int | None = p
-        if (status := self._fill()) != layout.OK:
-            pool_destroy(words, p)
-            self._at = None
-            raise self._shortage(f"mempool({min_nr}) of {nbytes} bytes: the reserve cannot be filled", gfp, status)
+        filled = False
+        try:
+            filled = self._fill() == layout.OK
+        finally:  # a constructor may raise, and Ctrl-C may: the pool that nobody will have goes back
+            if not filled:
+                pool_destroy(words, p)
+                self._at = None
+        if not filled:
+            raise arena._out_of_memory(f"mempool({min_nr}) of {nbytes} bytes: the reserve cannot be filled", gfp)
         self._tag = tag_of(VERB_POOL, p)
         self._context = make_context(arena._gate, p, nbytes, self._tag)
         self.alloc: Callable[..., memoryview] = arena._leases.bind_pool(self._context, self._alloc)
@@ -161,9 +166,6 @@ class MemPool:
             self._cache._construct_slab(GFP_KERNEL)
             status = int(pool_fill(self._words(), self.at))
         return status
-
-    def _shortage(self, what: str, gfp: int, _status: int) -> OutOfMemory:
-        return self._arena._out_of_memory(what, gfp)
 
     def _attempt(self, verb: int, gfp: int) -> Any:
         _words = self._words()  # keeps the range mapped if another thread closes the arena now

@@ -532,3 +532,15 @@ def test_threads_that_hammer_a_pool_wait_for_each_other_and_never_share_an_eleme
     assert (s.curr_nr, s.outstanding, s.waiters) == (3, 0, 0)
     del blocks
     pool.destroy()
+
+
+def test_a_constructor_that_raises_while_a_pool_is_made_loses_nothing(arena: ra.Arena) -> None:
+    """The half-made pool goes back: its cache can be destroyed, and the arena is whole (fixture)."""
+
+    def refuse(_view: memoryview) -> None:
+        raise ZeroDivisionError
+
+    cache = arena.kmem_cache("refusing", 64, ctor=refuse)
+    with pytest.raises(ZeroDivisionError):
+        arena.mempool(4, cache=cache)
+    cache.destroy()
