@@ -21,11 +21,10 @@ import numpy as np
 
 from realalloc import views
 from realalloc.cache import KmemCache
-from realalloc.errors import ArenaClosed, CorruptionError, InvalidFree, OutOfMemory, describe_broken
+from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
-from realalloc.lease import exporter_of, factory, forks, make_context, pin, release_handle, set_length
+from realalloc.lease import cfunctions, factory, forks, live_exporter, make_context, pin, release_handle, set_length
 from realalloc.lease.blocks import (
-    TAG_LINGERS,
     VERB_CACHE,
     VERB_KMALLOC,
     VERB_MASK,
@@ -34,16 +33,19 @@ from realalloc.lease.blocks import (
     VERB_RUN,
     VERB_VMALLOC,
 )
+from realalloc.lease.cfunctions import CFunctions
 from realalloc.memory import Memory
 from realalloc.mempool import make_pool
 from realalloc.mm import layout
-from realalloc.mm.atomic import bias, hold, let_go
+from realalloc.mm.atomic import bias
 from realalloc.mm.buddy import reach_all, set_limit, validate_buddy
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import after_fork, validate_pools, wake_pools
+from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
 from realalloc.sizes import as_bytes, as_gfp, as_int, format_bytes
 from realalloc.views import Stats
@@ -109,7 +111,8 @@ class Arena:
     ``max_order``: the largest buddy block is ``4096 << max_order``.
     ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing.
     ``prefault``: make all pages resident now. ``lock``: bytes of the locked zone (GFP_DMA), mlocked and prefaulted.
-    ``debug``: letters of the kernel's slab_debug; only ``F`` (exact double-free checks) exists, and is always on.
+    ``debug``: letters of the kernel's slab_debug; only ``F`` exists: no sheaves, so that a second free of a raw offset is
+    refused at once. Buffers cannot be freed twice, with or without it.
 
     Raises ValueError or TypeError for bad arguments, OutOfMemory where the system refuses, RuntimeError on a platform
     that is not supported.
@@ -143,9 +146,12 @@ class Arena:
         with compile_progress():
             self._leases = factory()
             self._memory = self._map(plan, HUGE[huge_pages], prefault=bool(prefault))
+        if debug:
+            self._memory.words[layout.H_SHEAVES] = 0
         self._size = nbytes
         self._base = self._memory.address
         self._gate = (ctypes.c_int64 * 1)(self._base)
+        self._stubs: cfunctions.Addresses | None = None
         context = make_context(self._gate, 0, 0, 0)
         self.kmalloc: Callable[..., memoryview] = self._leases.bind_kmalloc(context, self._kmalloc)
         _arenas.add(self)
@@ -210,6 +216,21 @@ class Arena:
         self._check_open()
         return self._memory.words
 
+    def c_functions(self, *, bound: bool = False) -> CFunctions:
+        """Return the addresses of malloc, calloc, realloc and free as C functions over this arena.
+
+        They take ``context`` as their first argument, as hooks want it; with ``bound=True`` they are this arena's own and take
+        none. They need no GIL, and work until :meth:`close`, from then on malloc answers NULL; keep the result until nobody
+        calls them any more. See docs/jit.md.
+        """
+        words = self.words
+        if not bound:
+            return cfunctions.with_context(words, self._base)
+        with _closing:
+            if self._stubs is None:
+                self._stubs = cfunctions.stubs(self._base)
+        return CFunctions(0, *self._stubs, words)
+
     def _check_open(self) -> None:
         if self._gate[0] == 0:
             raise ArenaClosed("the arena is closed")
@@ -229,6 +250,7 @@ class Arena:
         # A lease of our own: whichever dies last, this one or a user's, unmaps the range, in one step under the GIL.
         last = self._leases.attempt(self._base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
         words[layout.H_CLOSED] = 1
+        retire_threads(words)
         _arenas.discard(self)
         wake_pools(words)
         forks.ignore(self._base)
@@ -282,18 +304,9 @@ class Arena:
 
     def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:
         """Return the exporter of a handle that may be freed by one of ``verbs``; InvalidFree otherwise."""
-        if not isinstance(view, memoryview):
-            raise TypeError(f"{verb_name} takes the memoryview that was handed out, not {type(view).__name__}")
-        self._check_open()
-        exporter = exporter_of(view)
-        if exporter is None or exporter.base != self._base:
-            raise InvalidFree(f"{verb_name}: not a live buffer of this arena (freed already, or foreign)")
-        whole = view.format == "B" and view.ndim == 1 and view.contiguous and view.nbytes == exporter.length
-        if not whole or exporter.tag & TAG_LINGERS:
-            raise InvalidFree(f"{verb_name}: a slice or a view of a freed block, not the buffer that was handed out")
-        if exporter.tag & VERB_MASK not in verbs:
-            raise InvalidFree(f"{verb_name}: the buffer came from another allocator; free it there")
-        return exporter
+        if isinstance(view, memoryview):
+            self._check_open()
+        return live_exporter(view, self._base, verbs, verb_name)
 
     def _release(self, view: memoryview, verbs: tuple[int, ...], verb_name: str) -> None:
         release_handle(view, self._live(view, verbs, verb_name), self._memory.words)
@@ -498,7 +511,7 @@ class Arena:
         words = self.words
         if words[layout.H_MAGIC] != layout.MAGIC or words[layout.H_BAD_FREES] != 0:
             raise CorruptionError(describe_broken(layout.BAD_HEADER))
-        for walk in (validate_buddy, validate_caches, validate_vmalloc, validate_pools):
+        for walk in (validate_buddy, validate_caches, validate_kept_blocks, validate_vmalloc, validate_pools):
             status = int(walk(words))
             if status != layout.OK:
                 raise CorruptionError(describe_broken(status))
@@ -507,20 +520,21 @@ class Arena:
 def _before_fork() -> None:
     for arena in list(_arenas):
         if not arena.closed:
-            hold(arena.words)
+            freeze(arena.words)
             _held.append(arena.words)
 
 
 def _after_fork_in_parent() -> None:
     while _held:
-        let_go(_held.pop())
+        thaw(_held.pop())
 
 
 def _after_fork_in_child() -> None:
     while _held:
         words = _held.pop()
-        let_go(words)
+        thaw_in_child(words)
         after_fork(words)
+        forget_other_threads(words)
 
 
 if not JIT:  # with machine code, realalloc.lease.forks does it

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from realalloc import views
-from realalloc.errors import CorruptionError, InvalidFree, describe_broken
+from realalloc.errors import CorruptionError, describe_broken
 from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
-from realalloc.lease import exporter_of, make_context, release_handle, shut, tag_of
-from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, VERB_CACHE, VERB_CONSTRUCT, VERB_MASK
+from realalloc.lease import free_handles, live_exporter, make_context, release_handle, shut, tag_of
+from realalloc.lease.blocks import VERB_CACHE, VERB_CONSTRUCT
 from realalloc.mm import layout
 from realalloc.mm.kmem_cache import (
     cache_create,
     cache_destroy,
+    cache_drain,
     cache_geometry,
     cache_shrink,
     construct_begin,
@@ -32,6 +33,7 @@ from realalloc.views import CacheStats
 if TYPE_CHECKING:
     from realalloc.arena import Arena
 
+CONSTRUCT_TRIES = 20  # other threads may take what was constructed, sheaf by sheaf
 NAMED_OBJECTS = 8  # how many live objects a refusal to destroy names
 
 
@@ -89,6 +91,9 @@ class KmemCache:
         self._tag = tag_of(VERB_CACHE, c)
         self._context = make_context(arena._gate, c, self.size, self._tag)
         self.alloc: Callable[..., memoryview] = arena._leases.bind_cache(self._context, self._alloc)
+        self.alloc_bulk: Callable[..., list[memoryview]] = arena._leases.bind_cache_bulk(
+            self._context, self._alloc_bulk
+        )
 
     @property
     def at(self) -> int:
@@ -110,11 +115,13 @@ class KmemCache:
             raise ValueError("GFP_ZERO would destroy the constructed state of this cache's objects")
         arena = self._arena
         found = self._attempt(flags)
-        if found == layout.ENOMEM and reclaim(words) > 0:
+        for _ in range(CONSTRUCT_TRIES):
+            if found != layout.EAGAIN:
+                break
+            page = self._construct_slab(flags)
             found = self._attempt(flags)
-        if found == layout.EAGAIN:
-            self._construct_slab(flags)
-            found = self._attempt(flags)
+            if words[page + layout.PG_INFO] & layout.PAGE_CONSTRUCTING:
+                break  # somebody keeps a view: it was not published
         if type(found) is memoryview:
             return found
         if found == layout.EAGAIN:
@@ -124,15 +131,17 @@ class KmemCache:
     def _attempt(self, flags: int) -> Any:
         return self._arena._leases.attempt(self._arena.address, VERB_CACHE, self.at, flags, self.size, self._tag)
 
-    def _construct_slab(self, flags: int) -> None:
-        """Make a slab and run the constructor on a lease of each object; the last lease to die publishes it."""
+    def _construct_slab(self, flags: int) -> int:
+        """Make a slab and run the constructor on a lease of each object; the last lease to die publishes it. Return the word
+        index of its first struct page.
+        """
         words = self._words()
         pfn = int(construct_begin(words, self.at))
         if pfn < 0 and reclaim(words) > 0:
             pfn = int(construct_begin(words, self.at))
         if pfn < 0:
             raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags)
-        page = int(words[layout.H_MEMMAP]) + pfn * layout.PAGE_STRUCT_WORDS
+        page = layout.MEMMAP + pfn * layout.PAGE_STRUCT_WORDS
         objects = int(words[page + layout.PG_INFO]) >> layout.OBJECTS_SHIFT & layout.OBJECTS_MASK
         stride = int(words[self.at + layout.C_STRIDE_BYTES])
         held: list[memoryview] = []
@@ -147,8 +156,9 @@ class KmemCache:
             construct_fail(words, pfn, objects - len(held))
             held.clear()  # or the traceback would keep them
             raise
+        return page
 
-    def alloc_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[memoryview]:
+    def _alloc_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[memoryview]:
         """Allocate ``n`` objects, all or none."""
         return [self.alloc(gfp) for _ in range(as_int(n, "n"))]  # an error drops the list, and that frees its leases
 
@@ -158,31 +168,17 @@ class KmemCache:
 
     def free_bulk(self, objs: Iterable[memoryview]) -> None:
         """Free objects; all are checked before the first is freed, and none may be named twice."""
-        given = list(objs)
-        if len({id(obj) for obj in given}) != len(given):
-            raise InvalidFree("free_bulk: an object is named twice")
-        for obj in given:
-            self._live(obj)
-        for obj in given:
-            self.free(obj)
+        free_handles(objs, self._live, self._words(), "free_bulk")
 
     def _live(self, obj: Any) -> Any:
-        if not isinstance(obj, memoryview):
-            raise TypeError(f"free takes the memoryview that was handed out, not {type(obj).__name__}")
-        exporter = exporter_of(obj)
-        self._words()
-        if exporter is None or exporter.base != self._arena.address:
-            raise InvalidFree(f"cache {self.name!r}: not a live buffer of this arena (freed already, or foreign)")
-        if exporter.tag & VERB_MASK != VERB_CACHE or exporter.tag >> OWNER_SHIFT != self.at:
-            raise InvalidFree(f"cache {self.name!r}: the buffer belongs to another cache or allocator")
-        whole = obj.format == "B" and obj.ndim == 1 and obj.contiguous and obj.nbytes == exporter.length
-        if not whole or exporter.tag & TAG_LINGERS:
-            raise InvalidFree(f"cache {self.name!r}: a slice or a view of a freed object, not the object")
-        return exporter
+        if isinstance(obj, memoryview):
+            self._words()
+        return live_exporter(obj, self._arena.address, (VERB_CACHE,), f"cache {self.name!r}: free", self._at or 0)
 
     def live_objects(self) -> list[int]:
         """Return the offsets of all objects in use."""
         words = self._words()
+        cache_drain(words, self.at)
         found = []
         offset = int(next_live_object(words, self.at, 1))
         while offset != 0:

@@ -46,7 +46,10 @@ BROKEN_INVARIANTS: Final[dict[int, str]] = {
     -1023: "vmalloc: pages of live or lazy areas are miscounted",
     -1031: "mempool: curr_nr + out + missing < capacity",
     -1032: "mempool: a reserved element is not a live block",
-    -1041: "arena: the header is damaged, or a dead lease could not free its block",
+    -1033: "mempool: queue of waiters: a request is lost, granted what is not there, or not granted what is",
+    -1034: "mempool: poison was overwritten: somebody wrote into an element that was free",
+    -1041: "sheaf: a thread keeps what is not in use, or keeps it twice",
+    -1051: "arena: the header is damaged, or a block was freed that was not in use",
 }
 
 

@@ -2,8 +2,9 @@
 
 ``words`` is ``arena.words``; a block is named by its byte offset from ``arena.address``, pages by their pfn. 0 means "no
 memory". What is taken here is the caller's own, as in C: free it with the matching verb, from jitted code or from Python.
-Freeing verbs return 0, or EINVAL with nothing changed if no such live block begins there. No verb needs the GIL: use them
-under ``nogil=True``, ``parallel=True``, inside ``@cfunc`` and from any thread. Importing this module imports numba.
+Freeing verbs return 0, or EINVAL with nothing changed if no such block begins there; a second free of an object may be
+noticed late, or not (docs/jit.md), as the fast path does not ask its slab. No verb needs the GIL: use them under
+``nogil=True``, ``parallel=True``, inside ``@cfunc`` and from any thread. Importing this module imports numba.
 
 Blocks of Python leases may be read and written here, but never freed: their lease would free them again.
 
@@ -20,22 +21,31 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
-from realalloc.mm.jit import Words, verb
-from realalloc.mm.kmalloc import kfree as _kfree
-from realalloc.mm.kmalloc import kmalloc as _kmalloc
+from realalloc.mm.jit import Words, bare, verb
+from realalloc.mm.kmalloc import kfree_bulk as _kfree_bulk
+from realalloc.mm.kmalloc import kfree_slow as _kfree_slow
+from realalloc.mm.kmalloc import kmalloc_bulk as _kmalloc_bulk
+from realalloc.mm.kmalloc import kmalloc_sheaf as _kmalloc_sheaf
+from realalloc.mm.kmalloc import kmalloc_slow as _kmalloc_slow
 from realalloc.mm.kmalloc import ksize as _ksize
 from realalloc.mm.kmalloc import vmalloc as _vmalloc
 from realalloc.mm.layout import EINVAL, PAGE_SHIFT, WORD_BYTES
 from realalloc.mm.mempool import pool_alloc as _pool_alloc
 from realalloc.mm.mempool import pool_alloc_reserved as _pool_alloc_reserved
+from realalloc.mm.mempool import pool_alloc_wait as _pool_alloc_wait
 from realalloc.mm.mempool import pool_free as _pool_free
+from realalloc.mm.objects import cache_alloc as _kmem_cache_alloc
+from realalloc.mm.objects import cache_free as _kmem_cache_free
+from realalloc.mm.objects import free_fast as _free_fast
+from realalloc.mm.objects import kmem_cache_alloc_bulk as _kmem_cache_alloc_bulk
+from realalloc.mm.objects import kmem_cache_free_bulk as _kmem_cache_free_bulk
 from realalloc.mm.page_alloc import alloc_pages as _alloc_pages
 from realalloc.mm.page_alloc import alloc_run as _alloc_run
 from realalloc.mm.page_alloc import free_pages as _free_pages
-from realalloc.mm.slab import kmem_cache_alloc as _kmem_cache_alloc
-from realalloc.mm.slab import kmem_cache_alloc_bulk as _kmem_cache_alloc_bulk
-from realalloc.mm.slab import kmem_cache_free as _kmem_cache_free
 
 __all__ = [
     "EINVAL",
@@ -46,18 +56,27 @@ __all__ = [
     "alloc_pages",
     "alloc_pages_exact",
     "free_pages",
+    "as_array",
+    "as_bytes",
+    "as_floats",
     "kfree",
+    "kfree_bulk",
     "kmalloc",
+    "kmalloc_bulk",
     "kmem_cache_alloc",
     "kmem_cache_alloc_bulk",
     "kmem_cache_free",
+    "kmem_cache_free_bulk",
     "krealloc",
     "ksize",
+    "load_word",
     "kzalloc",
     "mempool_alloc",
     "mempool_alloc_preallocated",
+    "mempool_alloc_wait",
     "mempool_free",
     "pfn_to_offset",
+    "store_word",
     "vfree",
     "vmalloc",
 ]
@@ -68,51 +87,98 @@ NULL: Final = 0
 @verb
 def kmalloc(words: Words, nbytes: int, gfp: int = 0) -> int:
     """Return the offset of a block of at least ``nbytes`` > 0 bytes, or NULL."""
-    return max(_kmalloc(words, nbytes, gfp), 0)
+    offset = _kmalloc_sheaf(bare(words), nbytes, gfp)
+    return offset if offset != 0 else max(_kmalloc_slow(bare(words), nbytes, gfp), 0)
 
 
 @verb
 def kzalloc(words: Words, nbytes: int) -> int:
     """Return the offset of a block that reads as zero, or NULL."""
-    return max(_kmalloc(words, nbytes, GFP_ZERO), 0)
+    return kmalloc(words, nbytes, GFP_ZERO)
 
 
 @verb
 def kfree(words: Words, offset: int) -> int:
     """Free a block of any size; NULL is ignored."""
-    return _kfree(words, offset) if offset != 0 else 0
+    if _free_fast(bare(words), 0, offset) == 0 and offset != 0:
+        return _kfree_slow(bare(words), offset)
+    return 0
 
 
 @verb
 def ksize(words: Words, offset: int) -> int:
     """Return the usable bytes of a live block, 0 for NULL and for anything else."""
-    return max(_ksize(words, offset), 0)
+    return max(_ksize(bare(words), offset), 0)
 
 
 @verb
 def krealloc(words: Words, offset: int, nbytes: int) -> int:
     """Return a block of ``nbytes`` with the old contents: the same one if it fits; NULL leaves the old one whole."""
-    old = max(_ksize(words, offset), 0)
+    old = max(_ksize(bare(words), offset), 0)
     if 0 < nbytes <= old:
         return offset
-    fresh = max(_kmalloc(words, nbytes, 0), 0)
+    fresh = kmalloc(words, nbytes)
     if fresh != 0 and old != 0:
         for k in range(min(old, nbytes + WORD_BYTES - 1) // WORD_BYTES):
             words[fresh // WORD_BYTES + k] = words[offset // WORD_BYTES + k]
-        _kfree(words, offset)
+        kfree(words, offset)
     return fresh
 
 
 @verb
 def vmalloc(words: Words, nbytes: int, gfp: int = 0) -> int:
     """Return the offset of whole pages in the vmalloc window, or NULL."""
-    return max(_vmalloc(words, nbytes, gfp), 0)
+    return max(_vmalloc(bare(words), nbytes, gfp), 0)
 
 
 @verb
 def vfree(words: Words, offset: int) -> int:
     """Free an area; NULL is ignored."""
-    return _kfree(words, offset) if offset != 0 else 0
+    return kfree(words, offset)
+
+
+@verb
+def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words) -> int:
+    """Fill ``out[:count]`` with blocks of ``nbytes`` and return ``count``, or take none and return 0."""
+    return count if _kmalloc_bulk(bare(words), nbytes, count, out) == 0 else 0
+
+
+@verb
+def kfree_bulk(words: Words, count: int, offsets: Words) -> int:
+    """Free ``offsets[:count]``; return how many were refused: no live block begins there."""
+    return _kfree_bulk(bare(words), count, offsets)
+
+
+@verb
+def as_array(words: Words, offset: int, n: int) -> Words:
+    """Return the ``n`` int64 words that begin at an offset, a multiple of 8, as an array: a view of the block."""
+    return words[offset // WORD_BYTES : offset // WORD_BYTES + n]
+
+
+@verb
+def as_floats(words: Words, offset: int, n: int) -> npt.NDArray[np.float64]:
+    """Return the ``n`` float64 that begin at an offset, a multiple of 8, as an array."""
+    return words[offset // WORD_BYTES : offset // WORD_BYTES + n].view(np.float64)
+
+
+@verb
+def as_bytes(words: Words, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a block as an array of uint8."""
+    first = offset // WORD_BYTES
+    return words[first : first + (nbytes + WORD_BYTES - 1) // WORD_BYTES].view(np.uint8)[:nbytes]
+
+
+@verb
+def load_word(words: Words, offset: int) -> int:
+    """Load the int64 at an offset >= 0, a multiple of 8: ``words[offset // 8]`` without numba's check for a negative index."""
+    value: int = bare(words)[offset >> 3]
+    return value
+
+
+@verb
+def store_word(words: Words, offset: int, value: int) -> None:
+    """Store the int64 at an offset >= 0, a multiple of 8."""
+    bare(words)[offset >> 3] = value
 
 
 @verb
@@ -124,19 +190,19 @@ def pfn_to_offset(pfn: int) -> int:
 @verb
 def alloc_pages(words: Words, order: int, gfp: int = 0) -> int:
     """Return the pfn of ``1 << order`` pages, aligned to their size, or 0."""
-    return max(_alloc_pages(words, order, gfp), 0)
+    return max(_alloc_pages(bare(words), order, gfp), 0)
 
 
 @verb
 def alloc_pages_exact(words: Words, pages: int, gfp: int = 0) -> int:
     """Return the first pfn of any number of contiguous pages, or 0; free with order -1."""
-    return max(_alloc_run(words, pages, gfp), 0)
+    return max(_alloc_run(bare(words), pages, gfp), 0)
 
 
 @verb
 def free_pages(words: Words, pfn: int, order: int) -> int:
     """Free pages; the order is verified, -1 accepts any."""
-    return _free_pages(words, pfn, order)
+    return _free_pages(bare(words), pfn, order)
 
 
 @verb
@@ -145,34 +211,50 @@ def kmem_cache_alloc(words: Words, cache: int) -> int:
 
     A cache with a constructor serves only objects that Python has constructed: NULL when those are used up.
     """
-    return max(_kmem_cache_alloc(words, cache), 0)
+    return max(_kmem_cache_alloc(bare(words), cache), 0)
 
 
 @verb
 def kmem_cache_alloc_bulk(words: Words, cache: int, count: int, out: Words) -> int:
     """Fill ``out[:count]`` with objects and return ``count``, or take none and return 0."""
-    return count if _kmem_cache_alloc_bulk(words, cache, count, out) == 0 else 0
+    return count if _kmem_cache_alloc_bulk(bare(words), cache, count, out) == 0 else 0
+
+
+@verb
+def kmem_cache_free_bulk(words: Words, cache: int, count: int, offsets: Words) -> int:
+    """Return ``offsets[:count]`` to their cache; return how many were refused."""
+    return _kmem_cache_free_bulk(bare(words), cache, count, offsets)
 
 
 @verb
 def kmem_cache_free(words: Words, cache: int, offset: int) -> int:
     """Return an object to its cache."""
-    return _kmem_cache_free(words, cache, offset)
+    return _kmem_cache_free(bare(words), cache, offset)
 
 
 @verb
 def mempool_alloc(words: Words, pool: int) -> int:
     """Return an element of the pool whose ``pool.at`` this is, or NULL; never waits."""
-    return max(_pool_alloc(words, pool, 0), 0)
+    return max(_pool_alloc(bare(words), pool, 0), 0)
+
+
+@verb
+def mempool_alloc_wait(words: Words, pool: int, timeout_ns: int = -1) -> int:
+    """Return an element, sleeping until one comes back; NULL after ``timeout_ns`` (< 0: never), or when the arena is closed.
+
+    For ``nogil`` code: the thread sleeps in the kernel, no signal handler of Python runs meanwhile. A pool over a cache with a
+    constructor serves only objects that Python has constructed.
+    """
+    return max(_pool_alloc_wait(bare(words), pool, timeout_ns), 0)
 
 
 @verb
 def mempool_alloc_preallocated(words: Words, pool: int) -> int:
     """Return an element of the reserve, or NULL."""
-    return max(_pool_alloc_reserved(words, pool), 0)
+    return max(_pool_alloc_reserved(bare(words), pool), 0)
 
 
 @verb
 def mempool_free(words: Words, pool: int, offset: int) -> int:
     """Return an element to its pool, and wake who waits for it."""
-    return _pool_free(words, pool, offset)
+    return _pool_free(bare(words), pool, offset)

@@ -2,45 +2,47 @@
 
 ``MemPool`` stands on kmalloc, a cache or pages; its state is words in the arena and ``alloc`` without arguments is machine
 code. ``ObjectPool`` is the same contract over a user's own ``alloc_fn`` and ``free_fn``, for any Python object.
-Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's.
-Waiting sleeps on a futex word that every returned element moves, without the GIL, in slices of at most five seconds, as
-in the kernel: so no wake-up is lost, and Ctrl-C and timeouts are seen.
+Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's. How one waits is in
+:mod:`realalloc.waiting`, what typed and tracked elements are in :mod:`realalloc.elements`.
 """
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from realalloc import views
+from realalloc.cache import CONSTRUCT_TRIES
+from realalloc.elements import Holder, Struct, Tracker
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
-from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_KERNEL, gfp_names
-from realalloc.lease import exporter_of, make_context, release_handle, shut, tag_of
-from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, VERB_MASK, VERB_POOL, VERB_POOL_RESERVE
-from realalloc.memory import futex_wait
+from realalloc.gfp import GFP_DMA, GFP_KERNEL
+from realalloc.lease import abandon_handle, free_handles, live_exporter, make_context, release_handle, shut, tag_of
+from realalloc.lease.blocks import VERB_POOL, VERB_POOL_CLAIM, VERB_POOL_RESERVE
 from realalloc.mm import layout
 from realalloc.mm.mempool import (
     pool_create,
     pool_destroy,
     pool_fill,
+    pool_refill,
     pool_resize,
-    pool_wait_begin,
-    pool_wait_end,
+    pool_serve,
     validate_pool,
 )
 from realalloc.objectpool import ObjectPool
-from realalloc.sizes import as_gfp, as_int, as_timeout
+from realalloc.sizes import as_gfp, as_int
 from realalloc.views import PoolStats
+from realalloc.waiting import WaitingPool
+from realalloc.wakers import Waker
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
     from realalloc.cache import KmemCache
 
 ORDERS = {"reserve-first": 0, "alloc-first": 1}
-SLICE_SECONDS = (
-    5.0  # the longest sleep before the backing allocator is asked again (kernel: io_schedule_timeout(5 * HZ))
-)
+WIPES = ("never", "on_alloc", "on_free")
 
 
 def make_pool(
@@ -51,17 +53,28 @@ def make_pool(
     cache: KmemCache | None = None,
     pages: int | None = None,
     order: int | str = "reserve-first",
+    struct: Any = None,
+    ctor: Callable[[Any], object] | None = None,
     alloc_fn: Callable[[Any, int], Any] | None = None,
     free_fn: Callable[[Any], object] | None = None,
     pool_data: Any = None,
     gfp: int = 0,
+    locked: bool = False,
+    zero: str = "never",
+    poison: str = "never",
+    low: int = 0,
+    high: int | None = None,
+    track: bool = False,
 ) -> MemPool | ObjectPool:
     """Make a pool of ``min_nr`` reserved elements, all of them allocated (and prefaulted) now.
 
     Exactly one backing: ``size=bytes`` (kmalloc), ``cache=``, ``order=n`` with an integer (blocks of ``4096 << n`` bytes,
-    also ``pages=n``), or ``alloc_fn=`` with ``free_fn=``. ``order="alloc-first"`` asks the backing before the reserve.
-    ``gfp=GFP_DMA`` takes elements from the locked zone. Raises OutOfMemory, with nothing kept, if the reserve cannot be
-    filled.
+    also ``pages=n``), ``struct=`` (a ctypes Structure or NumPy dtype, whose instances are handed out, each initialised once by
+    ``ctor``), or ``alloc_fn=`` with ``free_fn=``. ``order="alloc-first"`` asks the backing before the reserve.
+    ``gfp=GFP_DMA`` or ``locked=True`` takes elements from the locked zone. ``zero`` and ``poison`` ("never", "on_alloc",
+    "on_free") overwrite elements; free elements' poison is checked. A free that leaves fewer than ``low`` elements in the
+    reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``.
+    Raises OutOfMemory, with nothing kept, if the reserve cannot be filled.
     """
     if not isinstance(order, str):
         if pages is not None:
@@ -69,28 +82,69 @@ def make_pool(
         order, pages = "reserve-first", as_int(order, "order")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, or an integer, not {order!r}")
-    given = [
-        name
-        for name, value in (("size", size), ("cache", cache), ("order", pages), ("alloc_fn", alloc_fn))
-        if value is not None
-    ]
+    backings = {"size": size, "cache": cache, "order": pages, "struct": struct, "alloc_fn": alloc_fn}
+    given = [name for name, value in backings.items() if value is not None]
     if len(given) != 1:
-        raise ValueError(f"a pool needs exactly one of size, cache, order, alloc_fn; got {', '.join(given) or 'none'}")
+        raise ValueError(f"a pool needs exactly one of {', '.join(backings)}; got {', '.join(given) or 'none'}")
     count = as_int(min_nr, "min_nr")
+    marks = _watermarks(count, low, high)
     if alloc_fn is not None:
         if free_fn is None:
             raise ValueError("alloc_fn needs free_fn")
-        return ObjectPool(count, alloc_fn, free_fn, pool_data, alloc_first=order == "alloc-first")
+        if locked or gfp or (zero, poison) != ("never", "never"):
+            raise ValueError("locked, gfp, zero and poison are for memory, not for the objects of an alloc_fn")
+        first = order == "alloc-first"
+        return ObjectPool(arena, count, alloc_fn, free_fn, pool_data, alloc_first=first, watermarks=marks, track=track)
     if free_fn is not None:
         raise ValueError("free_fn needs alloc_fn")
-    return MemPool(arena, count, size=size, cache=cache, pages=pages, alloc_first=ORDERS[order], gfp=as_gfp(gfp))
+    if ctor is not None and struct is None:
+        raise ValueError("ctor needs struct; for bytes give it to the cache")
+    flags = as_gfp(gfp) | (GFP_DMA if locked else 0)
+    kind = None if struct is None else Struct(struct)
+    wipe = _wipe_bits(zero, poison)
+    own = None
+    if kind is not None:
+        size = kind.nbytes
+        if ctor is not None:
+            make = kind.maker(ctor)
+            own = cache = arena.kmem_cache(f"mempool-{kind.name}"[:31], size, align=kind.align, ctor=make, gfp=flags)
+            size = None
+    if cache is not None and cache._ctor is not None and wipe:
+        raise ValueError("zero and poison would destroy the constructed state of the cache's objects")
+    try:
+        return MemPool(
+            arena, count, size=size, cache=cache, pages=pages, alloc_first=ORDERS[order], gfp=flags, kind=kind,
+            wipe=wipe, watermarks=marks, track=track, own=own,
+        )  # fmt: skip
+    except BaseException:
+        if own is not None:
+            own.destroy()
+        raise
 
 
-class MemPool:
-    """A pool of equal memoryviews; make it with :meth:`realalloc.Arena.mempool`.
+def _watermarks(count: int, low: Any, high: Any) -> tuple[int, int]:
+    below = as_int(low, "low")
+    above = max(1, count) if high is None else as_int(high, "high")
+    if not below <= above <= max(1, count):
+        raise ValueError(f"low <= high <= min_nr must hold, not {below}, {above}, {count}")
+    return below, above
 
-    Guarantee: whoever waits gets an element when users return theirs: ``curr_nr`` plus the elements out never falls
-    below ``min_nr``. An element goes back to its pool when the last view of it is gone.
+
+def _wipe_bits(zero: str, poison: str) -> int:
+    for name, value in (("zero", zero), ("poison", poison)):
+        if value not in WIPES:
+            raise ValueError(f"{name} must be one of {', '.join(WIPES)}, not {value!r}")
+    if zero == poison != "never":
+        raise ValueError(f"zero and poison cannot both be {zero!r}")
+    bits = (0, layout.WIPE_ZERO_ON_ALLOC, layout.WIPE_ZERO_ON_FREE)[WIPES.index(zero)]
+    return bits | (0, layout.WIPE_POISON_ON_ALLOC, layout.WIPE_POISON_ON_FREE)[WIPES.index(poison)]
+
+
+class MemPool(WaitingPool[Any]):
+    """A pool of equal memoryviews, or instances of a struct; make it with :meth:`realalloc.Arena.mempool`.
+
+    Guarantee: whoever waits gets an element when users return theirs, in order of arrival: ``curr_nr`` plus the elements out
+    never falls below ``min_nr``. An element goes back to its pool when the last view of it is gone.
     """
 
     def __init__(
@@ -103,13 +157,19 @@ class MemPool:
         pages: int | None,
         alloc_first: int,
         gfp: int,
+        kind: Struct | None = None,
+        wipe: int = 0,
+        watermarks: tuple[int, int] = (0, 0),
+        track: bool = False,
+        own: KmemCache | None = None,
     ) -> None:
         """Make the pool and fill its reserve."""
         words = arena.words
         zone = layout.ZONE_DMA if gfp & GFP_DMA else layout.ZONE_NORMAL
         if zone >= words[layout.H_NR_ZONES]:
-            raise ValueError("GFP_DMA needs an arena with a locked zone: Arena(..., lock=bytes)")
+            raise ValueError("GFP_DMA and locked need an arena with a locked zone: Arena(..., lock=bytes)")
         self._cache = cache
+        self._own = own
         if cache is not None:
             if cache._arena is not arena:
                 raise ValueError("the cache belongs to another arena")
@@ -123,42 +183,41 @@ class MemPool:
         self._arena = arena
         self.element_bytes = nbytes
         self._gfp = gfp & GFP_DMA
+        self._kind = kind
+        self._tracker = Tracker() if track else None
+        self._wakers: dict[Any, Waker] = {}
         self._check_count(min_nr)
         p = int(pool_create(words, min_nr, backing, argument, nbytes, alloc_first, zone))
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
         self._at: int | None = p
+        words[p + layout.P_WIPE] = wipe
+        words[p + layout.P_REFILL_LOW], words[p + layout.P_REFILL_HIGH] = watermarks
         filled = False
         try:
             filled = self._fill() == layout.OK
         finally:  # a constructor may raise, and Ctrl-C may: the pool that nobody will have goes back
             if not filled:
-                pool_destroy(words, p)
+                pool_destroy(words, p, 0, self._surplus())
                 self._at = None
         if not filled:
             raise arena._out_of_memory(f"mempool({min_nr}) of {nbytes} bytes: the reserve cannot be filled", gfp)
         self._tag = tag_of(VERB_POOL, p)
         self._context = make_context(arena._gate, p, nbytes, self._tag)
-        self.alloc: Callable[..., memoryview] = arena._leases.bind_pool(self._context, self._alloc)
+        plain = kind is None and not track
+        self.alloc: Callable[..., Any] = arena._leases.bind_pool(self._context, self._alloc) if plain else self._alloc
+        if kind is not None or track:
+            shut(self._context)
+
+    @staticmethod
+    def _surplus() -> Any:
+        return np.zeros(1, np.int64)  # of memory nothing is left to the face
 
     def _check_count(self, count: int) -> None:
         """OutOfMemory for a reserve that is larger than the arena, before products of its size overflow."""
         if count * max(self.element_bytes, layout.WORD_BYTES) > self._arena.size:
             what = f"a reserve of {count} elements of {self.element_bytes} bytes"
             raise self._arena._out_of_memory(what, self._gfp | GFP_KERNEL)
-
-    @property
-    def at(self) -> int:
-        """Word index of the pool's descriptor: what the jit verbs take."""
-        if self._at is None:
-            raise ValueError("the pool was destroyed")
-        return self._at
-
-    def _words(self) -> Any:
-        """Return the arena's words; ArenaClosed or ValueError if arena or pool are gone."""
-        words = self._arena.words
-        _ = self.at
-        return words
 
     def _fill(self) -> int:
         status = int(pool_fill(self._words(), self.at))
@@ -167,145 +226,178 @@ class MemPool:
             status = int(pool_fill(self._words(), self.at))
         return status
 
-    def _attempt(self, verb: int, gfp: int) -> Any:
+    def _wrap(self, view: memoryview) -> Any:
+        if self._tracker is not None:
+            self._tracker.note(view)
+        return view if self._kind is None else self._kind.over(view)
+
+    def _lease(self, verb: int, gfp: int) -> Any:
         _words = self._words()  # keeps the range mapped if another thread closes the arena now
         arena = self._arena
         found = arena._leases.attempt(arena.address, verb, self.at, gfp, self.element_bytes, self._tag)
-        if found == layout.EAGAIN and self._cache is not None:
+        return self._wrap(found) if type(found) is memoryview else found
+
+    def _attempt(self, flags: int) -> Any:
+        found = self._lease(VERB_POOL, flags)
+        for _ in range(CONSTRUCT_TRIES):
+            if type(found) is not int or found != layout.EAGAIN or self._cache is None:
+                break
             try:
-                self._cache._construct_slab(gfp)
+                self._cache._construct_slab(flags)
             except OutOfMemory:  # not the last word: the caller may wait for an element
-                return layout.ENOMEM
-            found = arena._leases.attempt(arena.address, verb, self.at, gfp, self.element_bytes, self._tag)
+                return None
+            found = self._lease(VERB_POOL, flags)
+        return None if type(found) is int else found
+
+    def _claim(self, request: int) -> Any:
+        found = self._lease(VERB_POOL_CLAIM, request)
+        if type(found) is int:
+            self._words()
+            raise CorruptionError(f"{self!r}: a granted element is not there")
         return found
 
-    def _alloc(self, gfp: int = GFP_KERNEL, timeout: float | None = None) -> memoryview:
-        """Return an element; wait for one if the flags allow it.
-
-        ``timeout`` in seconds, None for ever, 0 not at all. TimeoutError when it runs out; OutOfMemory at once where the
-        flags forbid waiting (GFP_NOWAIT, GFP_ATOMIC).
-        """
-        flags = as_gfp(gfp)
-        seconds = as_timeout(timeout)
-        found = self._attempt(VERB_POOL, flags)
-        if type(found) is memoryview:
-            return found
-        if not flags & GFP_DIRECT_RECLAIM:
-            raise OutOfMemory(f"{self!r}: empty, and {gfp_names(flags)} may not wait")
-        return self._wait(flags, seconds)
-
-    def _wait(self, flags: int, seconds: float | None) -> memoryview:
-        words = self._words()
-        address = self._arena.address + (self.at + layout.P_SEQ) * layout.WORD_BYTES
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            sequence = int(pool_wait_begin(words, self.at))
+    def _serve(self, words: Any, p: int, flags: int) -> None:
+        status = int(pool_serve(words, p))
+        for _ in range(CONSTRUCT_TRIES):
+            if status != layout.EAGAIN or self._cache is None:
+                break
             try:
-                found = self._attempt(VERB_POOL, flags)
-                if type(found) is memoryview:
-                    return found
-                left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
-                if left <= 0:
-                    raise TimeoutError(f"{self!r}: no element came back within {seconds} s")
-                futex_wait(address, sequence, left)
-            finally:
-                pool_wait_end(words, self.at)
+                self._cache._construct_slab(flags)
+            except OutOfMemory:
+                break
+            status = int(pool_serve(words, p))
 
-    def alloc_preallocated(self) -> memoryview:
+    def _undo(self, made: list[Any]) -> None:
+        made.clear()  # the last view gives an element back
+
+    def _take(self, gfp: int, timeout: float | None) -> Any:
+        return self.alloc() if gfp == GFP_KERNEL and timeout is None else self._alloc(gfp, timeout)
+
+    def _give(self, element: Any) -> None:
+        if self._at is not None and not self._arena.closed:
+            self.free(element)
+        elif isinstance(element, memoryview):
+            element.release()
+
+    def _who(self) -> str:
+        if self._tracker is not None:
+            return self._tracker.summary()
+        return f"; {self.stats().outstanding} are out; track=True would tell who has them"
+
+    def alloc_preallocated(self) -> Any:
         """Return an element of the reserve; OutOfMemory if it is empty. Never waits, never asks the backing allocator."""
-        found = self._attempt(VERB_POOL_RESERVE, 0)
-        if type(found) is memoryview:
-            return found
-        raise OutOfMemory(f"{self!r}: the reserve is empty")
-
-    def alloc_bulk(self, n: int, gfp: int = GFP_KERNEL, timeout: float | None = None) -> list[memoryview]:
-        """Return ``n`` elements, all or none. ``n`` above ``min_nr`` could wait for ever and is a ValueError."""
-        count = as_int(n, "n")
-        if count > max(1, self.min_nr):
-            raise ValueError(f"alloc_bulk({count}) from a pool with min_nr={self.min_nr} could never be certain")
-        limit = as_timeout(timeout)
-        deadline = None if limit is None else time.monotonic() + limit
-        made: list[memoryview] = []
-        for _ in range(count):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            made.append(self._alloc(gfp, left))
-        return made
+        found = self._lease(VERB_POOL_RESERVE, 0)
+        if type(found) is int:
+            raise OutOfMemory(f"{self!r}: the reserve is empty{self._who()}")
+        return found
 
     def _live(self, buf: Any) -> Any:
-        if not isinstance(buf, memoryview):
-            raise TypeError(f"free takes the memoryview that was handed out, not {type(buf).__name__}")
-        self._words()
-        exporter = exporter_of(buf)
-        if exporter is None or exporter.base != self._arena.address:
-            raise InvalidFree("pool.free: not a live buffer of this arena (freed already, or foreign)")
-        if exporter.tag & VERB_MASK != VERB_POOL or exporter.tag >> OWNER_SHIFT != self.at:
-            raise InvalidFree("pool.free: the buffer belongs to another pool or allocator")
-        whole = buf.format == "B" and buf.ndim == 1 and buf.contiguous and buf.nbytes == exporter.length
-        if not whole or exporter.tag & TAG_LINGERS:
-            raise InvalidFree("pool.free: a slice or a view of a freed element, not the element")
-        return exporter
+        if isinstance(buf, memoryview):
+            self._words()
+        return live_exporter(buf, self._arena.address, (VERB_POOL,), "pool.free", self._at or 0)
 
-    def free(self, buf: memoryview | None) -> None:
-        """Return an element; None is ignored. InvalidFree if it is not a live one of this pool."""
-        if buf is not None:
+    def free(self, buf: Any) -> None:
+        """Return an element; None is ignored. InvalidFree if it is not a live one of this pool.
+
+        An instance of a struct cannot be taken from who refers to it: freed, it goes back with the last reference.
+        """
+        if buf is None:
+            return
+        if self._kind is None:
             release_handle(buf, self._live(buf), self._words())
+            return
+        view = self._kind.view_of(buf)
+        if view is None:
+            raise InvalidFree(f"pool.free: not a {self._kind.name} of this pool")
+        abandon_handle(self._live(view), self._words())
 
-    def free_bulk(self, bufs: Iterable[memoryview]) -> None:
+    def free_bulk(self, bufs: Iterable[Any]) -> None:
         """Return elements; all are checked before the first goes, and none may be named twice."""
+        if self._kind is None:
+            free_handles(bufs, self._live, self._words(), "free_bulk")
+            return
         given = list(bufs)
         if len({id(buf) for buf in given}) != len(given):
             raise InvalidFree("free_bulk: an element is named twice")
         for buf in given:
-            self._live(buf)
+            view = self._kind.view_of(buf)
+            if view is None:
+                raise InvalidFree(f"free_bulk: not a {self._kind.name} of this pool")
+            self._live(view)
         for buf in given:
             self.free(buf)
 
-    @property
-    def min_nr(self) -> int:
-        """Elements that the reserve is meant to hold."""
-        return int(self._words()[self.at + layout.P_MIN_NR])
-
-    @property
-    def curr_nr(self) -> int:
-        """Elements in the reserve now."""
-        return int(self._words()[self.at + layout.P_CURR_NR])
-
-    @property
-    def is_saturated(self) -> bool:
-        """Whether the reserve is full."""
-        return self.curr_nr >= self.min_nr
+    def holders(self) -> list[Holder]:
+        """Return who has elements, the longest-held first; ValueError without ``track=True``."""
+        if self._tracker is None:
+            raise ValueError("holders needs a pool with track=True")
+        return self._tracker.holders()
 
     def resize(self, min_nr: int) -> None:
         """Change ``min_nr``: surplus elements go back now, missing ones are added now, or by later frees.
 
-        OutOfMemory, with nothing changed, if there is no room for the array of elements. A top-up that fails is not an
-        error, as in the kernel: frees complete it.
+        OutOfMemory, with nothing changed, if there is no room for the array of elements; BufferError while waiters want, or
+        were just granted, more elements than that. A top-up that fails is not an error, as in the kernel.
         """
         count = as_int(min_nr, "min_nr")
         words = self._words()
         self._check_count(count)
-        if pool_resize(words, self.at, count) != layout.OK:
+        status = pool_resize(words, self.at, count, self._surplus())
+        if status == layout.EBUSY:
+            raise BufferError(f"{self!r}: somebody waits for more than {count} elements at once")
+        if status != layout.OK:
             raise self._arena._out_of_memory(f"resize of a pool to {count} elements", GFP_KERNEL)
         self._fill()
 
+    def refill(self, target: int | None = None) -> int:
+        """Bring the reserve up to ``target`` elements (``min_nr``), even while elements are out; return ``curr_nr``.
+
+        What then comes back too many goes to the backing allocator. Short of memory it stops early, without an error.
+        """
+        words = self._words()
+        wanted = max(1, self.min_nr) if target is None else as_int(target, "target", 0, max(1, self.min_nr))
+        while pool_refill(words, self.at, wanted) == layout.EAGAIN and self._cache is not None:
+            try:
+                self._cache._construct_slab(GFP_KERNEL)
+            except OutOfMemory:
+                break
+        return self.curr_nr
+
+    def fail_alloc(self, probability: float = 1.0, *, interval: int = 1, times: int = -1, seed: int = 0) -> None:
+        """Make the backing allocator fail, to try the reserve: every ``interval``-th request with ``probability``, ``times``
+        times (-1: for ever), drawn from ``seed`` (kernel: fail_mempool_alloc). Probability 0 ends it.
+        """
+        views.set_failing(self._words(), self.at, probability, interval, times, seed)
+
     def stats(self) -> PoolStats:
-        """Return where elements came from and went to."""
+        """Return where elements came from and went to, and how long requests waited."""
         return views.pool_stats(self._words(), self.at)
 
     def validate(self) -> None:
-        """Check guarantee and reserve; CorruptionError names what is broken."""
+        """Check guarantee, reserve, queue and poison; CorruptionError names what is broken."""
         status = int(validate_pool(self._words(), self.at))
         if status != layout.OK:
             raise CorruptionError(describe_broken(status))
 
-    def destroy(self) -> None:
-        """Give the reserve back; BufferError, with nothing changed, while elements are out or somebody waits."""
+    def destroy(self, force: bool = False) -> None:
+        """Give the reserve back; BufferError, with nothing changed, while elements are out or somebody waits.
+
+        With ``force`` waiters get a ValueError, and elements that are out live on: they go to the backing allocator when
+        their last view dies.
+        """
         words = self._words()
-        if pool_destroy(words, self.at) != layout.OK:
+        p = self.at
+        if force:
+            shut(self._context)
+            self._at = None
+        if pool_destroy(words, p, int(force), self._surplus()) != layout.OK:
             stats = self.stats()
             raise BufferError(f"the pool still has {stats.outstanding} elements out and {stats.waiters} waiters")
         shut(self._context)
         self._at = None
+        if self._own is not None:
+            with contextlib.suppress(BufferError):  # by force: the cache stays with the elements that are out
+                self._own.destroy()
 
     def __repr__(self) -> str:
         """Show use and limit."""

@@ -1,185 +1,325 @@
 """A mempool over a user's own ``alloc_fn(pool_data, gfp)`` and ``free_fn(element)``, for any Python object.
 
-The contract of :mod:`realalloc.mempool`, with a list and a condition instead of words and a futex. Neither function is ever
-called with the lock held. An ``alloc_fn`` that raises or returns None has failed, and the reserve is used.
-Invariant: curr_nr + out + missing >= capacity = max(1, min_nr), and 0 <= curr_nr <= capacity.
+The contract of :mod:`realalloc.mempool`, and its machinery: the arena keeps reserve, queue and counters of a pool whose
+elements are numbers; this file keeps the object of each number. Neither function is ever called with a lock held. An
+``alloc_fn`` that raises or returns None has failed, and the reserve is used; a ``free_fn`` that raises has freed: its error
+passes through, and the books are right already.
+
+Invariant: objects = those in the reserve + those out; numbers are never used twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory
-from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_NOWAIT, gfp_names
-from realalloc.sizes import as_gfp, as_int, as_timeout
+import numpy as np
 
-SLICE_SECONDS = 5.0
+from realalloc import views
+from realalloc.elements import Holder, caller, summary
+from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
+from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
+from realalloc.mm import layout
+from realalloc.mm.mempool import (
+    pool_alloc,
+    pool_alloc_reserved,
+    pool_claim,
+    pool_create,
+    pool_destroy,
+    pool_free,
+    pool_injects,
+    pool_object,
+    pool_resize,
+    validate_pool,
+)
+from realalloc.sizes import as_int
+from realalloc.views import PoolStats
+from realalloc.waiting import WaitingPool
+from realalloc.wakers import Waker
+
+if TYPE_CHECKING:
+    from realalloc.arena import Arena
 
 
-class ObjectPool:
+class ObjectPool(WaitingPool[Any]):
     """A pool of objects made by ``alloc_fn``; make it with :meth:`realalloc.Arena.mempool`."""
+
+    _serves_first: ClassVar[bool] = True
 
     def __init__(
         self,
+        arena: Arena,
         min_nr: int,
         alloc_fn: Callable[[Any, int], Any],
         free_fn: Callable[[Any], object],
         pool_data: Any,
         *,
         alloc_first: bool,
+        watermarks: tuple[int, int] = (0, 0),
+        track: bool = False,
     ) -> None:
         """Fill the reserve; OutOfMemory, with everything given back, if ``alloc_fn`` fails."""
-        self.min_nr = min_nr
+        self._arena = arena
         self._alloc_fn = alloc_fn
         self._free_fn = free_fn
         self._data = pool_data
         self._alloc_first = alloc_first
-        self._returned = threading.Condition()
-        self._elements: list[Any] = []
-        self._out: dict[int, Any] = {}
-        self._destroyed = False
-        for _ in range(self._capacity):
-            try:
-                element = self._make(GFP_KERNEL)
-            except BaseException:
-                self._drain()
-                raise
-            if element is None:
-                self._drain()
-                raise OutOfMemory(f"mempool({min_nr}): alloc_fn failed while the reserve was filled")
-            self._elements.append(element)
+        self._low, self._high = watermarks
+        self._track = track
+        self._numbers = itertools.count(1)
+        self._objects: dict[int, Any] = {}
+        self._out: dict[int, tuple[int, Any, tuple[str, float, str] | None]] = {}  # by id of the object
+        self._wakers: dict[Any, Waker] = {}
+        words = arena.words
+        if min_nr * layout.WORD_BYTES > arena.size:
+            raise arena._out_of_memory(f"a reserve of {min_nr} elements", GFP_KERNEL)
+        p = int(pool_create(words, min_nr, layout.BACKING_OBJECT, 0, layout.WORD_BYTES, int(alloc_first), 0))
+        if p < 0:
+            raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
+        self._at: int | None = p
+        self._descriptor = p  # outlives a destruction by force until the last element is back
+        self.alloc = self._alloc
+        try:
+            filled = self._fill(self._capacity(words), GFP_KERNEL)
+        except BaseException:
+            self.destroy()
+            raise
+        if not filled:
+            self.destroy()
+            raise OutOfMemory(f"mempool({min_nr}): alloc_fn failed while the reserve was filled")
 
-    @property
-    def _capacity(self) -> int:
-        return max(1, self.min_nr)
+    def _capacity(self, words: Any) -> int:
+        return int(words[self.at + layout.P_CAPACITY])
 
-    @property
-    def curr_nr(self) -> int:
-        """Elements in the reserve now."""
-        return len(self._elements)
-
-    @property
-    def is_saturated(self) -> bool:
-        """Whether the reserve is full."""
-        return self.curr_nr >= self.min_nr
+    # -- elements by their numbers ----------------------------------------------------------------------------------------
 
     def _make(self, gfp: int) -> Any:
+        if pool_injects(self._words(), self.at):
+            return None
         try:
             return self._alloc_fn(self._data, gfp)
         except Exception:  # noqa: BLE001  # a failed alloc_fn falls back to the reserve, whatever it raised
             return None
 
-    def _drain(self) -> None:
-        while self._elements:
-            self._free_fn(self._elements.pop())
+    def _fill(self, target: int, gfp: int) -> bool:
+        """Bring the reserve up to ``target``; False if ``alloc_fn`` failed."""
+        words = self._words()
+        while int(words[self.at + layout.P_CURR_NR]) < target:
+            element = self._make(gfp)
+            if element is None:
+                return False
+            if not self._offer(words, element):
+                break
+        return True
 
-    def _check_alive(self) -> None:
-        if self._destroyed:
-            raise ValueError("the pool was destroyed")
+    def _offer(self, words: Any, element: Any) -> bool:
+        """Put a fresh element into the reserve; False if that is full or gone, and ``free_fn`` has it."""
+        number = next(self._numbers)
+        self._objects[number] = element
+        p = self._at  # None: it was destroyed while alloc_fn ran
+        if p is not None and pool_object(words, p, number, 1) == layout.OK:
+            return True
+        del self._objects[number]
+        self._free_fn(element)
+        return False
 
-    def _pop(self) -> Any:
-        with self._returned:
-            self._check_alive()
-            if not self._elements:
-                return None
-            element = self._elements.pop()
-            self._out[id(element)] = element
-            return element
-
-    def _fresh(self, gfp: int) -> Any:
-        element = self._make(gfp)
-        if element is not None:
-            with self._returned:
-                self._out[id(element)] = element
+    def _note(self, number: int) -> Any:
+        element = self._objects[number]
+        note = (caller(), time.monotonic(), threading.current_thread().name) if self._track else None
+        self._out[id(element)] = number, element, note
         return element
 
-    def _attempt(self, gfp: int) -> Any:
-        self._check_alive()
-        if self._alloc_first:
-            element = self._fresh(gfp & ~GFP_DIRECT_RECLAIM)
-            return element if element is not None else self._pop()
-        element = self._pop()
-        return element if element is not None else self._fresh(gfp)
+    def _fresh(self, words: Any, gfp: int) -> Any:
+        element = self._make(gfp)
+        if element is None:
+            return None
+        number = next(self._numbers)
+        self._objects[number] = element
+        p = self._at
+        if p is None or pool_object(words, p, number, 0) != layout.OK:
+            del self._objects[number]
+            self._free_fn(element)
+            self._words()
+            return None
+        return self._note(number)
 
-    def alloc(self, gfp: int = GFP_KERNEL, timeout: float | None = None) -> Any:
-        """Return an element; wait for one if the flags allow it. TimeoutError, OutOfMemory as in ``MemPool.alloc``."""
-        flags = as_gfp(gfp)
-        seconds = as_timeout(timeout)
-        element = self._attempt(flags)
-        if element is not None:
-            return element
-        if not flags & GFP_DIRECT_RECLAIM:
-            raise OutOfMemory(f"{self!r}: empty, and {gfp_names(flags)} may not wait")
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            element = self._attempt(flags)
+    def _attempt(self, flags: int) -> Any:
+        words = self._words()
+        if self._alloc_first:
+            element = self._fresh(words, flags & ~GFP_DIRECT_RECLAIM)
             if element is not None:
                 return element
-            left = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"{self!r}: no element came back within {seconds} s")
-            with self._returned:
-                if not self._elements and not self._destroyed:
-                    self._returned.wait(left)
+        number = int(pool_alloc(words, self.at, flags & layout.GFP_WAIT_BIT))
+        if number > 0:
+            return self._note(number)
+        if self._alloc_first or (flags & GFP_DIRECT_RECLAIM and words[self.at + layout.P_WAITERS]):
+            return None  # it will queue behind the others
+        return self._fresh(words, flags)
+
+    def _claim(self, request: int) -> Any:
+        number = int(pool_claim(self._words(), self.at, request))
+        if number <= 0:
+            self._words()
+            raise CorruptionError(f"{self!r}: a granted element is not there")
+        return self._note(number)
+
+    def _serve(self, words: Any, p: int, flags: int) -> None:
+        wanted = int(words[p + layout.P_WAITERS])
+        spare = int(words[p + layout.P_CURR_NR] - words[p + layout.P_GRANTED])
+        if wanted:
+            room = self._capacity(words) - int(words[p + layout.P_CURR_NR])
+            need = min(room, max(1, self._head_need(words, p) - spare))
+            for _ in range(need):
+                element = self._make(flags)
+                if element is None or not self._offer(words, element):
+                    break
+
+    @staticmethod
+    def _head_need(words: Any, p: int) -> int:
+        head = int(words[p + layout.P_HEAD])
+        return int(words[head + layout.N_NEED]) if head else 0
+
+    def _undo(self, made: list[Any]) -> None:
+        while made:
+            self.free(made.pop())
+
+    def _take(self, gfp: int, timeout: float | None) -> Any:
+        return self._alloc(gfp, timeout)
+
+    def _give(self, element: Any) -> None:
+        self.free(element)
+
+    def _who(self) -> str:
+        if self._track:
+            return summary(self.holders())
+        return f"; {len(self._out)} are out; track=True would tell who has them"
+
+    # -- for users ---------------------------------------------------------------------------------------------------------
 
     def alloc_preallocated(self) -> Any:
         """Return an element of the reserve; OutOfMemory if it is empty."""
-        element = self._pop()
-        if element is None:
-            raise OutOfMemory(f"{self!r}: the reserve is empty")
-        return element
+        number = int(pool_alloc_reserved(self._words(), self.at))
+        if number <= 0:
+            raise OutOfMemory(f"{self!r}: the reserve is empty{self._who()}")
+        return self._note(number)
 
     def free(self, element: Any) -> None:
         """Return an element: to the reserve first, else to ``free_fn``. InvalidFree if it is not out."""
         if element is None:
             return
-        with self._returned:
-            if self._out.get(id(element)) is not element:
-                raise InvalidFree("pool.free: not an element of this pool that is out")
-            del self._out[id(element)]
-            if len(self._elements) < self._capacity:
-                self._elements.append(element)
-                self._returned.notify_all()
-                return
-        self._free_fn(element)
+        number, known, _ = self._out.pop(id(element), (0, None, None))
+        if known is not element:
+            if number:
+                self._out[id(known)] = number, known, None
+            raise InvalidFree("pool.free: not an element of this pool that is out")
+        words = None if self._arena.closed else self._arena.words
+        if words is None or pool_free(words, self._descriptor, number) != layout.OK:
+            del self._objects[number]
+            self._free_fn(element)
+        elif self._low and self.curr_nr < self._low:
+            self._fill(self._high, GFP_KERNEL & ~GFP_DIRECT_RECLAIM)
+
+    def free_bulk(self, elements: Iterable[Any]) -> None:
+        """Return elements; all are checked before the first goes, and none may be named twice."""
+        given = list(elements)
+        if len({id(element) for element in given}) != len(given):
+            raise InvalidFree("free_bulk: an element is named twice")
+        if any(self._out.get(id(element), (0, None))[1] is not element for element in given):
+            raise InvalidFree("free_bulk: not an element of this pool that is out")
+        self._each(self.free, given)
+
+    @staticmethod
+    def _each(function: Callable[[Any], object], elements: Iterable[Any]) -> None:
+        """Call for all, whatever some raise; then raise that."""
+        errors = []
+        for element in elements:
+            try:
+                function(element)
+            except Exception as error:  # noqa: BLE001  # reported below
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup("free_fn failed", errors)
+
+    def holders(self) -> list[Holder]:
+        """Return who has elements, the longest-held first; ValueError without ``track=True``."""
+        if not self._track:
+            raise ValueError("holders needs a pool with track=True")
+        now = time.monotonic()
+        notes = [note for _, _, note in list(self._out.values()) if note is not None]
+        found = [Holder(where, now - since, thread) for where, since, thread in notes]
+        return sorted(found, key=lambda holder: -holder.seconds)
+
+    def _drop(self, surplus: Any) -> None:
+        numbers = [int(number) for number in surplus[1 : 1 + int(surplus[0])]]
+        self._each(self._free_fn, [self._objects.pop(number) for number in numbers])
 
     def resize(self, min_nr: int) -> None:
-        """Change ``min_nr``; surplus elements go to ``free_fn``, missing ones are made now or returned later."""
-        self._check_alive()
-        self.min_nr = as_int(min_nr, "min_nr")
-        surplus = []
-        with self._returned:
-            while len(self._elements) > self._capacity:
-                surplus.append(self._elements.pop())
-        for element in surplus:
-            self._free_fn(element)
-        while len(self._elements) + len(self._out) < self._capacity:
-            element = self._make(GFP_KERNEL & GFP_NOWAIT)
-            if element is None:
-                return
-            with self._returned:
-                self._elements.append(element)
-                self._returned.notify_all()
+        """Change ``min_nr``; surplus elements go to ``free_fn``, missing ones are made now or returned later.
+
+        BufferError while waiters want, or were just granted, more elements than that.
+        """
+        count = as_int(min_nr, "min_nr")
+        words = self._words()
+        if count * layout.WORD_BYTES > self._arena.size:
+            raise self._arena._out_of_memory(f"a reserve of {count} elements", GFP_KERNEL)
+        surplus = np.zeros(self._capacity(words) + 1, np.int64)
+        status = pool_resize(words, self.at, count, surplus)
+        if status == layout.EBUSY:
+            raise BufferError(f"{self!r}: somebody waits for more than {count} elements at once")
+        if status != layout.OK:
+            raise self._arena._out_of_memory(f"resize of a pool to {count} elements", GFP_KERNEL)
+        self._drop(surplus)
+        missing = int(words[self.at + layout.P_MISSING])
+        self._fill(int(words[self.at + layout.P_CURR_NR]) + missing, GFP_KERNEL & ~GFP_DIRECT_RECLAIM)
+
+    def refill(self, target: int | None = None) -> int:
+        """Bring the reserve up to ``target`` elements (``min_nr``), even while elements are out; return ``curr_nr``."""
+        limit = max(1, self.min_nr)
+        self._fill(limit if target is None else as_int(target, "target", 0, limit), GFP_KERNEL)
+        return self.curr_nr
+
+    def fail_alloc(self, probability: float = 1.0, *, interval: int = 1, times: int = -1, seed: int = 0) -> None:
+        """Make ``alloc_fn`` fail, without calling it; see :meth:`realalloc.mempool.MemPool.fail_alloc`."""
+        views.set_failing(self._words(), self.at, probability, interval, times, seed)
+
+    def stats(self) -> PoolStats:
+        """Return where elements came from and went to, and how long requests waited."""
+        return views.pool_stats(self._words(), self.at)
 
     def validate(self) -> None:
-        """Check the invariant at the head of this file."""
-        with self._returned:
-            if len(self._elements) > self._capacity or any(id(e) in self._out for e in self._elements):
-                raise CorruptionError("mempool: a reserved element is out, or the reserve overflows")
+        """Check the invariants of pool, queue and this file; CorruptionError names what is broken."""
+        status = int(validate_pool(self._words(), self.at))
+        if status != layout.OK:
+            raise CorruptionError(describe_broken(status))
+        if len(self._objects) < len(self._out):
+            raise CorruptionError("mempool: an object that is out is not an element")
 
-    def destroy(self) -> None:
-        """Give the reserve to ``free_fn``; BufferError, with nothing changed, while elements are out."""
-        with self._returned:
-            self._check_alive()
-            if self._out:
-                raise BufferError(f"the pool still has {len(self._out)} elements out")
-            self._destroyed = True
-            self._returned.notify_all()
-        self._drain()
+    def destroy(self, force: bool = False) -> None:
+        """Give the reserve to ``free_fn``; BufferError, with nothing changed, while elements are out or somebody waits.
+
+        With ``force`` waiters get a ValueError, and elements that are out go to ``free_fn`` when they are freed.
+        """
+        words = self._words()
+        p = self.at
+        surplus = np.zeros(self._capacity(words) + 1, np.int64)
+        if force:
+            self._at = None
+        if pool_destroy(words, p, int(force), surplus) != layout.OK:
+            stats = self.stats()
+            raise BufferError(f"the pool still has {stats.outstanding} elements out and {stats.waiters} waiters")
+        self._at = None
+        self._drop(surplus)
 
     def __repr__(self) -> str:
         """Show use and limit."""
-        return f"<ObjectPool {self.curr_nr}/{self.min_nr} in reserve, {len(self._out)} out>"
+        if self._at is None or self._arena.closed:
+            return "<ObjectPool gone>"
+        stats = self.stats()
+        return (
+            f"<ObjectPool {stats.curr_nr}/{stats.min_nr} in reserve, {stats.outstanding} out, {stats.waiters} waiting>"
+        )

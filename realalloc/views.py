@@ -5,17 +5,20 @@ Reads words without the lock: each number is right, numbers of one snapshot may 
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
-from realalloc.sizes import format_bytes
+from realalloc.mm.sheaf import cached_objects
+from realalloc.sizes import as_int, format_bytes
 
 ZONE_NAMES = ("Normal", "DMA")
 ORDERS_SHOWN = 11
 PAGE = at.PAGE_BYTES
+INTERNAL = ("freemap", "sheaf")  # caches whose objects are metadata
 
 
 class _Record:
@@ -43,6 +46,7 @@ class Stats(_Record):
     slab_used: int  # objects in use
     vmalloc: int
     vmalloc_lazy: int  # freed areas that are kept mapped
+    cached: int  # freed objects and blocks that threads keep for themselves
     live_objects: int
     live_blocks: int  # page blocks and large kmalloc
     live_areas: int
@@ -89,6 +93,15 @@ class PoolStats(_Record):
     puts_free: int
     failures: int
     low: int  # fewest elements the reserve held since it was made or resized
+    gets_wait: int  # of gets_reserve, those that waited
+    refills: int  # elements that the backing allocator gave to the reserve, the first ones included
+    peak_waiters: int
+    injected_failures: int
+    wait_p50_ns: int  # of requests that waited and were served, within a fifth
+    wait_p99_ns: int
+    wait_max_ns: int
+    stall_some: float  # share of the pool's life in which at least one request waited
+    stall_full: float  # in which no fewer requests waited than elements were out
 
 
 def caches(words: Words) -> list[int]:
@@ -106,9 +119,9 @@ def set_cache_name(words: Words, c: int, raw: bytes) -> None:
 
 def _kmalloc_name(words: Words, c: int) -> str | None:
     index = (c - int(words[at.H_CACHES])) // at.CACHE_WORDS
-    if index == 0:
-        return "freemap"
-    family, k = divmod(index - 1, len(at.KMALLOC_SIZES))
+    if index < len(INTERNAL):
+        return INTERNAL[index]
+    family, k = divmod(index - len(INTERNAL), len(at.KMALLOC_SIZES))
     if family >= int(words[at.H_NR_ZONES]):
         return None
     size = at.KMALLOC_SIZES[k]
@@ -130,6 +143,12 @@ def cache_names(words: Words) -> set[str]:
     return {cache_name(words, c) for c in caches(words)}
 
 
+def cached_objects_of(words: Words, c: int) -> int:
+    """Count objects of a cache that are free, but in a thread's sheaf or in the barn."""
+    index = int(words[c + at.C_SHEAF]) // at.SHEAF_DESC_WORDS
+    return int(cached_objects(words, index)) if index else 0
+
+
 def cache_stats(words: Words, c: int) -> CacheStats:
     """Read one cache's descriptor."""
     field = [int(value) for value in words[c : c + at.C_NAME]]
@@ -141,7 +160,7 @@ def cache_stats(words: Words, c: int) -> CacheStats:
         align_bytes=field[at.C_ALIGN_BYTES],
         order=field[at.C_ORDER],
         objects_per_slab=per_slab,
-        active_objects=field[at.C_ALLOCS] - field[at.C_FREES],
+        active_objects=field[at.C_ALLOCS] - field[at.C_FREES] - cached_objects_of(words, c),
         total_objects=field[at.C_NR_SLABS] * per_slab,
         slabs=field[at.C_NR_SLABS],
         partial_slabs=field[at.C_NR_PARTIAL],
@@ -170,7 +189,46 @@ def pool_stats(words: Words, p: int) -> PoolStats:
         puts_free=field[at.P_PUTS_FREE],
         failures=field[at.P_FAILS],
         low=field[at.P_LOW],
+        gets_wait=field[at.P_GETS_WAIT],
+        refills=field[at.P_REFILLS],
+        peak_waiters=field[at.P_PEAK_WAITERS],
+        injected_failures=field[at.P_FAILED],
+        wait_p50_ns=_wait_quantile(field, 0.5),
+        wait_p99_ns=_wait_quantile(field, 0.99),
+        wait_max_ns=field[at.P_MAX_WAIT_NS],
+        stall_some=_share(field, at.P_SOME_NS),
+        stall_full=_share(field, at.P_FULL_NS),
     )
+
+
+def _share(field: list[int], name: int) -> float:
+    return min(1.0, field[name] / max(1, time.monotonic_ns() - field[at.P_MADE_NS]))
+
+
+def _wait_quantile(field: list[int], share: float) -> int:
+    """Return the upper bound of the bucket that has this share of all waits below it, at most the longest wait; 0: none."""
+    counts = field[at.P_WAIT_COUNTS : at.P_WAIT_COUNTS + at.WAIT_BUCKETS]
+    left = share * sum(counts)
+    for bucket, count in enumerate(counts):
+        left -= count
+        if count and left <= 0:
+            octave, quarter = divmod(bucket, 4)
+            return min(((5 + quarter) << (octave + at.WAIT_SHIFT)) >> 2, field[at.P_MAX_WAIT_NS])
+    return 0
+
+
+def set_failing(words: Words, p: int, probability: float, interval: int, times: int, seed: int) -> None:
+    """Write a pool's fault injection into its descriptor."""
+    if not isinstance(probability, (int, float)) or not 0 <= probability <= 1:
+        raise ValueError(f"probability must be in [0, 1], not {probability!r}")
+    every = as_int(interval, "interval", 1)
+    left = as_int(times, "times", -1)
+    words[p + at.P_FAIL_TIMES] = 0
+    words[p + at.P_FAIL_BELOW] = int(probability * (1 << at.FAIL_BITS))
+    words[p + at.P_FAIL_INTERVAL] = every
+    words[p + at.P_FAIL_CALLS] = 0
+    words[p + at.P_FAIL_STATE] = as_int(seed, "seed") & 0x7FFFFFFF
+    words[p + at.P_FAIL_TIMES] = left if probability else 0
 
 
 def _zone(words: Words, zone: int) -> list[int]:
@@ -203,6 +261,16 @@ def largest_free(words: Words, zone: int) -> int:
     return max((PAGE << order for order, count in enumerate(free_blocks(words, zone)) if count), default=0)
 
 
+def kept_blocks(words: Words) -> list[int]:
+    """Count the page blocks that threads keep, by order."""
+    return [int(cached_objects(words, at.SHEAF_BLOCKS + order)) for order in range(at.SHEAF_BLOCK_ORDERS)]
+
+
+def live_blocks(words: Words) -> int:
+    """Count page blocks that users have: not those that threads keep."""
+    return int(words[at.H_BLOCKS]) - sum(kept_blocks(words))
+
+
 def stats(words: Words, size: int) -> Stats:
     """Read the header and the caches."""
     normal = _zone(words, at.ZONE_NORMAL)
@@ -223,8 +291,10 @@ def stats(words: Words, size: int) -> Stats:
         slab_used=sum(s.active_objects * s.object_bytes for s in every),
         vmalloc=int(words[at.H_VM_PAGES]) * PAGE,
         vmalloc_lazy=int(words[at.H_VM_LAZY_PAGES]) * PAGE,
-        live_objects=sum(s.active_objects for s in every if s.name != "freemap"),
-        live_blocks=int(words[at.H_BLOCKS]),
+        cached=sum(cached_objects_of(words, c) * int(words[c + at.C_STRIDE_BYTES]) for c in caches(words))
+        + sum(count * (PAGE << order) for order, count in enumerate(kept_blocks(words))),
+        live_objects=sum(s.active_objects for s in every if s.name not in INTERNAL),
+        live_blocks=live_blocks(words),
         live_areas=int(words[at.H_VM_AREAS]),
         leases=int(words[at.H_LEASES]),
         lingering=int(words[at.H_LINGERING]),
@@ -254,9 +324,10 @@ def shortage(words: Words, gfp: int) -> str:
 
 def leases_report(words: Words) -> str:
     """Say what is out when an arena is closed."""
-    parts = [f"{s.name}: {s.active_objects}" for c in caches(words) if (s := cache_stats(words, c)).active_objects]
-    if words[at.H_BLOCKS]:
-        parts.append(f"page blocks: {int(words[at.H_BLOCKS])}")
+    every = [cache_stats(words, c) for c in caches(words)]
+    parts = [f"{s.name}: {s.active_objects}" for s in every if s.active_objects and s.name not in INTERNAL]
+    if live_blocks(words):
+        parts.append(f"page blocks: {live_blocks(words)}")
     if words[at.H_VM_AREAS]:
         parts.append(f"vmalloc areas: {int(words[at.H_VM_AREAS])}")
     return ", ".join(parts) or "zero-size buffers"

@@ -13,14 +13,17 @@ import pytest
 from support import JIT, run_child
 
 import realalloc as ra
+from realalloc import views
 
 NOT_MEMORYVIEWS = [b"bytes", bytearray(8), 7, "text", np.zeros(4, np.uint8), object()]
 
 
-def books(arena: ra.Arena) -> tuple[int, ...]:
-    """Return everything that a refused operation must leave alone."""
+def books(arena: ra.Arena) -> tuple[Any, ...]:
+    """Return everything that a refused operation must leave alone; not the sheaves, which it may drain."""
     s = arena.stats()
-    return (s.leases, s.lingering, s.live_objects, s.live_blocks, s.live_areas, s.slab_used, s.vmalloc)
+    every = [views.cache_stats(arena.words, c) for c in views.caches(arena.words)]
+    used = {c.name: c.active_objects for c in every if c.active_objects and c.name not in views.INTERNAL}
+    return (s.leases, s.lingering, s.live_objects, s.live_blocks, s.live_areas, used, s.vmalloc)
 
 
 @contextlib.contextmanager
@@ -107,11 +110,31 @@ class Worker(threading.Thread):
         return value
 
 
+@contextlib.contextmanager
+def meanwhile(function: Callable[[], Any], threads: int = 1) -> Iterator[None]:
+    """Call a function again and again on threads until the block is left, however it is; then raise what they raised."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.is_set():
+            function()
+
+    workers = [Worker(repeat) for _ in range(threads)]
+    try:
+        yield
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(120)
+    for worker in workers:
+        worker.result()
+
+
 def quiet_child(code: str, *options: str, env: dict[str, str] | None = None, expect: str = "") -> None:
     """Run code in a child; it must exit with 0, say ``expect`` and nothing on stderr."""
     child = run_child(code, *options, env=env)
     assert (child.returncode, child.stderr) == (0, ""), f"exit {child.returncode}\n{child.stdout}\n{child.stderr}"
-    assert child.stdout.strip() == expect
+    assert child.stdout.strip() == expect, child.stdout
 
 
 def some(jitted: int, plain: int) -> int:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import queue
 import random
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from support import RawArena
 
+from realalloc.mm.atomic import thread_identity
 from realalloc.mm.layout import (
     C_ALLOCS,
+    C_BARN_FULL,
     C_FREES,
     C_NR_SLABS,
+    C_SHEAF,
     CACHE_WORDS,
+    D_BASE,
+    D_PUT,
+    D_PUT_BASE,
+    D_TOP,
     H_ALLOCATED_PAGES,
     H_BLOCKS,
     H_CACHES,
     H_COMMITTED_PAGES,
+    H_IDLE_RECORDS,
     H_LOCK,
     H_MAX_ORDER,
-    H_MEMMAP,
     H_META_PAGES,
     H_NR_CACHES,
+    H_NR_RECORDS,
     H_NR_ZONES,
     H_POOLS,
     H_VM_AREAS,
@@ -33,6 +44,8 @@ from realalloc.mm.layout import (
     KIND_MASK,
     KIND_RUN,
     KMALLOC_SIZES,
+    MEMMAP,
+    NULL_RECORD,
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_STRUCT_WORDS,
@@ -40,6 +53,17 @@ from realalloc.mm.layout import (
     PG_INFO,
     PG_LINK,
     PG_MAP0,
+    R_NEXT,
+    S_COUNT,
+    S_NEXT,
+    S_OBJECTS,
+    SHEAF_BLOCKS,
+    SHEAF_DESC_WORDS,
+    T_KEPT,
+    T_KEY,
+    THREAD_SLOTS,
+    THREAD_WORDS,
+    THREADS,
     Z_COUNTS,
     Z_END_PFN,
     Z_FREE_PAGES,
@@ -50,8 +74,11 @@ from realalloc.mm.layout import (
     ZONE_WORDS,
     ZONES,
 )
+from realalloc.mm.mempool import pool_destroy, pool_resize
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from realalloc.mm.threads import thread_ends
 
+NR_INTERNAL = 2  # caches of free maps and of sheaves
 CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"  # a child finds these files too
 
 
@@ -62,7 +89,7 @@ def zone_word(raw: RawArena, zone: int, field: int) -> int:
 
 def page_index(raw: RawArena, pfn: int) -> int:
     """Find a struct page."""
-    return int(raw.words[H_MEMMAP]) + pfn * PAGE_STRUCT_WORDS
+    return int(MEMMAP) + pfn * PAGE_STRUCT_WORDS
 
 
 def page_info(raw: RawArena, pfn: int) -> int:
@@ -162,7 +189,7 @@ def assert_pristine(raw: RawArena) -> None:
     raw.validate()
     trim(raw)
     raw.validate()
-    for field in (H_ALLOCATED_PAGES, H_COMMITTED_PAGES, H_BLOCKS, H_LOCK, H_POOLS):
+    for field in (H_ALLOCATED_PAGES, H_COMMITTED_PAGES, H_BLOCKS, H_LOCK, H_POOLS, H_NR_RECORDS, H_IDLE_RECORDS):
         assert raw.words[field] == 0
     for field in (H_VM_AREAS, H_VM_PAGES, H_VM_LAZY_PAGES):
         assert raw.words[field] == 0
@@ -216,9 +243,114 @@ def class_size(nbytes: int) -> int:
 
 
 def class_cache(raw: RawArena, size: int, zone: int = ZONE_NORMAL) -> int:
-    """Find the cache of a size class: descriptor 0 is the internal one."""
-    index = 1 + KMALLOC_SIZES.index(size) + zone * len(KMALLOC_SIZES)
+    """Find the cache of a size class, behind the internal ones."""
+    index = NR_INTERNAL + KMALLOC_SIZES.index(size) + zone * len(KMALLOC_SIZES)
     return int(raw.words[H_CACHES]) + index * CACHE_WORDS
+
+
+def slots(raw: RawArena) -> dict[int, int]:
+    """Find the slots that threads have: word index by identity."""
+    places = range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS)
+    return {int(raw.words[at + T_KEY]): at for at in places if raw.words[at + T_KEY] != 0}
+
+
+def idle_records(raw: RawArena) -> list[int]:
+    """List the records that wait for a thread."""
+    found = []
+    record = int(raw.words[H_IDLE_RECORDS])
+    while record != 0:
+        found.append(record)
+        record = int(raw.words[record + R_NEXT])
+    return found
+
+
+def records(raw: RawArena) -> list[int]:
+    """List all records, of threads and idle ones."""
+    kept = [int(raw.words[at + T_KEPT]) for at in slots(raw).values()]
+    return [record for record in kept if record != NULL_RECORD] + idle_records(raw)
+
+
+def main_sheaf(raw: RawArena, d: int) -> list[int]:
+    """Read the main sheaf of a descriptor, the next to be popped last."""
+    return raw.words[int(raw.words[d + D_BASE]) : int(raw.words[d + D_TOP]) + 1].tolist()
+
+
+def spare_sheaf(raw: RawArena, d: int) -> list[int]:
+    """Read the spare sheaf of a descriptor, the last one put last."""
+    return raw.words[int(raw.words[d + D_PUT_BASE]) : int(raw.words[d + D_PUT]) + 1].tolist()
+
+
+def barn(raw: RawArena, c: int) -> list[list[int]]:
+    """Read the full sheaves in a cache's barn, the next to be taken first."""
+    found = []
+    sheaf = int(raw.words[c + C_BARN_FULL])
+    while sheaf != 0:
+        found.append(raw.words[sheaf + S_OBJECTS : sheaf + S_OBJECTS + int(raw.words[sheaf + S_COUNT])].tolist())
+        sheaf = int(raw.words[sheaf + S_NEXT])
+    return found
+
+
+def kept_objects(raw: RawArena, c: int) -> list[int]:
+    """List the objects of a cache in all sheaves, as often as they are there."""
+    found = [offset for sheaf in barn(raw, c) for offset in sheaf]
+    for record in records(raw) if raw.words[c + C_SHEAF] else []:
+        d = record + int(raw.words[c + C_SHEAF])
+        found += main_sheaf(raw, d) + spare_sheaf(raw, d)
+    return sorted(found)
+
+
+def kept_blocks(raw: RawArena, order: int) -> list[int]:
+    """List the pfns of the blocks of an order in all sheaves."""
+    place = (SHEAF_BLOCKS + order) * SHEAF_DESC_WORDS
+    found = [offset for record in records(raw) for offset in main_sheaf(raw, record + place)]
+    found += [offset for record in records(raw) for offset in spare_sheaf(raw, record + place)]
+    return sorted(offset >> 12 for offset in found)
+
+
+@numba.njit(nogil=True)
+def identity():
+    """Say who the calling thread is."""
+    return thread_identity()
+
+
+def own_record(raw: RawArena) -> int:
+    """Find the record of the calling thread; NULL_RECORD if it has none."""
+    slot = slots(raw).get(int(identity()))
+    return NULL_RECORD if slot is None else int(raw.words[slot + T_KEPT])
+
+
+class Worker:
+    """A thread that does what it is told, one thing at a time, while the caller waits."""
+
+    def __init__(self) -> None:
+        self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+        self.identity = int(self.do(identity))
+
+    def _serve(self) -> None:
+        while (order := self.orders.get()) is not None:
+            work, args = order
+            try:
+                self.answers.put((work(*args), None))
+            except BaseException as error:
+                self.answers.put((None, error))
+
+    def do(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Have something done; return what comes back."""
+        self.orders.put((work, args))
+        answer, error = self.answers.get()
+        if error is not None:
+            raise error
+        return answer
+
+    def end(self, *arenas: RawArena) -> None:
+        """End the thread, which gives up its slots in these arenas, as its destructor would."""
+        for raw in arenas:
+            assert self.do(thread_ends, raw.words, self.identity) == 0
+        self.orders.put(None)
+        self.thread.join()
 
 
 ORDERINGS: dict[str, Callable[[list[Any]], list[Any]]] = {
@@ -227,3 +359,13 @@ ORDERINGS: dict[str, Callable[[list[Any]], list[Any]]] = {
     "shuffled": lambda items: random.Random(7).sample(items, len(items)),
     "every other first": lambda items: items[::2] + items[1::2],
 }
+
+
+def destroy_pool(raw: RawArena, p: int, force: int = 0) -> int:
+    """End a pool of memory: nothing is left to the face."""
+    return int(pool_destroy(raw.words, p, force, np.zeros(1, np.int64)))
+
+
+def resize_pool(raw: RawArena, p: int, min_nr: int) -> int:
+    """Resize a pool of memory."""
+    return int(pool_resize(raw.words, p, min_nr, np.zeros(1, np.int64)))

@@ -16,6 +16,7 @@ from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import validate_pools
+from realalloc.mm.pcp import validate_kept_blocks
 
 PAGE = layout.PAGE_BYTES
 MIB = 1 << 20
@@ -24,12 +25,16 @@ MIB = 1 << 20
 class RawArena:
     """Words of an arena without the Python faces, for tests of kernels."""
 
-    def __init__(self, size: int = MIB, max_order: int = 4, dma: int = 0, limit: int | None = None) -> None:
+    def __init__(
+        self, size: int = MIB, max_order: int = 4, dma: int = 0, limit: int | None = None, *, sheaves: bool = True
+    ) -> None:
         self.plan = layout.plan(size, max_order, dma, limit)
         self.memory = Memory(self.plan.total_bytes, self.plan.align_bytes, self.plan.window_start_bytes)
         self.words = self.memory.words
         layout.format_words(self.words, self.plan, layout.HUGE_NEVER)
         create_classes(self.words)
+        if not sheaves:  # nothing is kept: what was freed is free
+            self.words[layout.H_SHEAVES] = 0
 
     @property
     def pages(self) -> int:
@@ -38,8 +43,8 @@ class RawArena:
 
     def validate(self) -> None:
         """Run every walker."""
-        walkers = (validate_buddy, validate_caches, validate_vmalloc, validate_pools)
-        assert [int(walk(self.words)) for walk in walkers] == [0, 0, 0, 0]
+        walkers = (validate_buddy, validate_caches, validate_kept_blocks, validate_vmalloc, validate_pools)
+        assert [int(walk(self.words)) for walk in walkers] == [0] * len(walkers)
 
     def out(self, count: int = 1) -> Any:
         """Make an output array for a kernel."""

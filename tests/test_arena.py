@@ -117,9 +117,10 @@ def test_arenas_of_any_shape_serve_all_their_memory_and_get_it_back(size: str, m
         assert arena.stats().free == 0 and arena.stats().allocated == free
         arena.validate()
         held.clear()
-        assert arena.stats().free == free
+        assert (arena.stats().live_blocks, arena.stats().leases) == (0, 0)
+        arena.validate()
         arena.trim()
-        assert arena.stats().committed == 0
+        assert arena.stats().free == free and arena.stats().committed == 0
         arena.validate()
 
 
@@ -719,7 +720,13 @@ def test_words_show_the_header_and_keep_the_range_mapped() -> None:
 
 def test_damaged_metadata_is_a_corruption_error_that_names_the_invariant() -> None:
     with ra.Arena(MIB) as arena:
-        for word, code in ((layout.H_MAGIC, -1041), (layout.H_COMMITTED_PAGES, -1006), (layout.H_VM_PAGES, -1023)):
+        for word, code in (
+            (layout.H_MAGIC, layout.BAD_HEADER),
+            (layout.H_BAD_FREES, layout.BAD_HEADER),
+            (layout.H_COMMITTED_PAGES, layout.BAD_COMMITTED),
+            (layout.H_NR_RECORDS, layout.BAD_SHEAF),
+            (layout.H_VM_PAGES, layout.BAD_AREA_SUM),
+        ):
             arena.words[word] += 1
             with pytest.raises(ra.CorruptionError) as info:
                 arena.validate()

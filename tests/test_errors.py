@@ -30,7 +30,14 @@ def test_every_walkers_code_has_a_text_that_names_its_room() -> None:
     codes = {value: name for name, value in vars(layout).items() if name.startswith("BAD_")}
     assert set(codes) == set(errors.BROKEN_INVARIANTS)
     for code in codes:
-        assert errors.describe_broken(code).partition(":")[0] in ("buddy", "slab", "vmalloc", "mempool", "arena")
+        assert errors.describe_broken(code).partition(":")[0] in (
+            "buddy",
+            "slab",
+            "sheaf",
+            "vmalloc",
+            "mempool",
+            "arena",
+        )
 
 
 def test_an_unknown_code_is_described_by_its_number() -> None:

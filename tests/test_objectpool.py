@@ -179,7 +179,7 @@ def test_arguments_are_checked(arena: ra.Arena) -> None:
     ):
         with pytest.raises(error):
             pool.alloc(gfp, timeout)
-    assert pool.curr_nr == 1 and repr(pool) == "<ObjectPool 1/1 in reserve, 0 out>"
+    assert pool.curr_nr == 1 and repr(pool) == "<ObjectPool 1/1 in reserve, 0 out, 0 waiting>"
     pool.destroy()
 
 

@@ -30,7 +30,7 @@ def warm() -> Warmth:
     begun = time.perf_counter()
     import realalloc.arena
     import realalloc.jit  # noqa: F401  # both make the list of kernels complete
-    from realalloc.lease import factory
+    from realalloc.lease import cfunctions, factory
     from realalloc.mm import jit
     from realalloc.progress import compile_progress
 
@@ -38,6 +38,7 @@ def warm() -> Warmth:
         return Warmth(jit=False, kernels=0, compiled=0, loaded=0, seconds=time.perf_counter() - begun, cache_dir="")
     with compile_progress():
         factory()
+        cfunctions.compiled()
         compiled = jit.warm_up()
     kernels = len(jit._ENTRIES)
     seconds = time.perf_counter() - begun

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, linger
+from realalloc.errors import InvalidFree
+from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, VERB_MASK, linger
 from realalloc.lease.capi import immortal, store_at
 from realalloc.lease.exporter import Jitted
 from realalloc.lease.plain import Plain
@@ -67,6 +69,36 @@ def exporter_of(view: memoryview) -> Any:
     return exporter if type(exporter) is factory().type else None
 
 
+def live_exporter(view: Any, base: int, verbs: tuple[int, ...], who: str, owner: int = 0) -> Any:
+    """Return the exporter of a handle of the arena at ``base`` that goes back by one of ``verbs`` (to ``owner``, if not 0).
+
+    TypeError if it is no memoryview; InvalidFree, ``who`` in front, if it is not the handle that was handed out, still live.
+    """
+    if not isinstance(view, memoryview):
+        raise TypeError(f"{who} takes the memoryview that was handed out, not {type(view).__name__}")
+    exporter = exporter_of(view)
+    if exporter is None or exporter.base != base:
+        raise InvalidFree(f"{who}: not a live buffer of this arena (freed already, or foreign)")
+    tag = exporter.tag
+    whole = view.nbytes == exporter.length and view.format == "B" and view.ndim == 1 and view.contiguous
+    if not whole or tag & TAG_LINGERS:
+        raise InvalidFree(f"{who}: a slice or a view of a freed block, not the buffer that was handed out")
+    if tag & VERB_MASK not in verbs or (owner != 0 and tag >> OWNER_SHIFT != owner):
+        raise InvalidFree(f"{who}: the buffer is of another allocator, another cache or another pool; free it there")
+    return exporter
+
+
+def free_handles(views: Iterable[memoryview], check: Callable[[memoryview], Any], words: Words, who: str) -> None:
+    """Release many handles; all pass ``check`` before the first goes, and none may be named twice."""
+    given = list(views)
+    if len({id(view) for view in given}) != len(given):
+        raise InvalidFree(f"{who}: a buffer is named twice")
+    for view in given:
+        check(view)
+    for view in given:
+        release_handle(view, exporter_of(view), words)
+
+
 def set_length(exporter: Any, length: int) -> None:
     """Change the length that views made from now on will have."""
     store_at(id(exporter) + E_LENGTH, length)
@@ -89,6 +121,12 @@ def release_handle(view: memoryview, exporter: Any, words: Words) -> None:
     if sys.getrefcount(exporter) > _ALONE:
         store_at(id(exporter) + E_TAG, exporter.tag | TAG_LINGERS)
         linger(words)
+
+
+def abandon_handle(exporter: Any, words: Words) -> None:
+    """Mark the lease of a handle that cannot be released, since others export it, as lingering."""
+    store_at(id(exporter) + E_TAG, exporter.tag | TAG_LINGERS)
+    linger(words)
 
 
 def pin(words: Words, mapping: Any) -> None:

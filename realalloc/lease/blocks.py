@@ -13,9 +13,9 @@ from realalloc.mm.jit import JIT, Words, entry, kernel
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
 from realalloc.mm.kmem_cache import construct_put
 from realalloc.mm.layout import ENOMEM, H_BAD_FREES, H_CLOSED, H_LEASES, H_LINGERING, H_OWNER, OK, PAGE_SHIFT
-from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_claim, pool_free
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
-from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_free
 
 # A tag says how a block goes back:  verb 0..3 | lingers 4 | owner 8.. (word index of the cache or pool)
 VERB_NONE: Final = 0  # nothing to give back: zero-size blocks
@@ -27,15 +27,18 @@ VERB_VMALLOC: Final = 5
 VERB_POOL: Final = 6
 VERB_POOL_RESERVE: Final = 7  # taking only
 VERB_CONSTRUCT: Final = 8  # an object that is with its constructor
+VERB_POOL_CLAIM: Final = 9  # taking only: what a request was granted
 VERB_MASK: Final = 15
 TAG_LINGERS: Final = 16
+TAG_KIND_MASK: Final = VERB_MASK | TAG_LINGERS
 OWNER_SHIFT: Final = 8
 
 
 @entry
 def take(words: Words, verb: int, argument: int, gfp: int) -> int:
     """Allocate by verb; return an offset or a status. What ``argument`` means depends on the verb: bytes, order, pages,
-    word index of the cache or pool, or the offset itself (VERB_NONE and VERB_CONSTRUCT).
+    word index of the cache or pool, or the offset itself (VERB_NONE and VERB_CONSTRUCT). ``gfp`` is the request with
+    VERB_POOL_CLAIM.
     """
     if verb == VERB_KMALLOC:
         return kmalloc(words, argument, gfp)
@@ -45,6 +48,8 @@ def take(words: Words, verb: int, argument: int, gfp: int) -> int:
         return pool_alloc(words, argument, gfp)
     if verb == VERB_POOL_RESERVE:
         return pool_alloc_reserved(words, argument)
+    if verb == VERB_POOL_CLAIM:
+        return pool_claim(words, argument, gfp)
     if verb == VERB_VMALLOC:
         return vmalloc(words, argument, gfp)
     if verb == VERB_PAGES or verb == VERB_RUN:

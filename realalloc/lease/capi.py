@@ -45,6 +45,15 @@ def c_function(name: str, result: Any, parameters: list[Any]) -> Callable[[Any, 
     return emit
 
 
+def address_of_symbol(name: str) -> Callable[[Any, Any, Any, Any], Any]:
+    """Emit the address of a symbol that llvmlite.binding was told: machine code on disk may hold no address."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        return builder.ptrtoint(builder.module.globals.get(name) or ir.GlobalVariable(builder.module, _I64, name), _I64)
+
+    return emit
+
+
 def _emit_load_at(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return builder.load(builder.inttoptr(args[0], _I64.as_pointer()))
 
@@ -97,6 +106,18 @@ def tuple_item(items: int, index: int) -> int:
     raise NotImplementedError
 
 
+@native(c_function("PyList_New", _I64, [_I64]))
+def list_new(length: int) -> int:
+    """Make a list of NULLs; 0 with MemoryError set."""
+    raise NotImplementedError
+
+
+@native(c_function("PyList_SetItem", _I32, [_I64, _I64, _I64]))
+def list_set(items: int, index: int, value: int) -> int:
+    """Store an item, taking over the reference."""
+    raise NotImplementedError
+
+
 @native(c_function("PyLong_AsSsize_t", _I64, [_I64]))
 def as_ssize(number: int) -> int:
     """Read an int; -1 with an error set if it does not fit."""
@@ -118,24 +139,6 @@ def error_clear() -> int:
 @native(c_function("PyObject_Vectorcall", _I64, [_I64, _I64, _I64, _I64]))
 def vectorcall(function: int, args: int, count: int, names: int) -> int:
     """Call a Python function."""
-    raise NotImplementedError
-
-
-@native(c_function("PyGILState_Check", _I32, []))
-def have_gil() -> int:
-    """Return 1 if the calling thread holds the GIL."""
-    raise NotImplementedError
-
-
-@native(c_function("PyEval_SaveThread", _I64, []))
-def gil_release() -> int:
-    """Release the GIL; return what takes it back."""
-    raise NotImplementedError
-
-
-@native(c_function("PyEval_RestoreThread", _VOID, [_I64]))
-def gil_take(state: int) -> int:
-    """Take the GIL back."""
     raise NotImplementedError
 
 

@@ -9,7 +9,6 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from numba import types
 
 from realalloc.lease import forks
@@ -25,19 +24,19 @@ from realalloc.lease.slots import (
     X_TYPE,
     attempt_fast,
     cache_alloc,
+    cache_alloc_bulk,
     dealloc,
     getbuffer,
-    kmalloc_fast,
+    kmalloc_builtin,
     pool_alloc_fast,
-    relax,
 )
-from realalloc.mm.atomic import hold, let_go
-from realalloc.mm.jit import Entry, in_cache
-from realalloc.mm.kmalloc import kmalloc
+from realalloc.mm.jit import Entry, c_function
+from realalloc.mm.kmalloc import kfree_slow, kmalloc_slow
 from realalloc.mm.layout import WORD_BYTES
-from realalloc.mm.mempool import after_fork, pool_alloc, wake_pools
-from realalloc.mm.prim import set_relax
-from realalloc.mm.slab import kmem_cache_alloc
+from realalloc.mm.mempool import pool_alloc, pool_wait_end, wake_pools
+from realalloc.mm.objects import cache_alloc_slow
+from realalloc.mm.sheaf import cached_objects
+from realalloc.mm.threads import retire_threads
 
 
 class Slot(ctypes.Structure):
@@ -94,11 +93,8 @@ METH_KEYWORDS = 0x02
 
 
 def compiled(body: Callable[..., Any], result: Any, count: int) -> int:
-    """Compile a cfunc of ``count`` words and return its address."""
-    signature = result(*[types.int64] * count)
-    with Entry.own_code():
-        made = in_cache(lambda: numba.cfunc(signature, cache=True, error_model="numpy")(body))
-    return int(immortal(made).address)
+    """Compile a C function of ``count`` words and return its address."""
+    return int(immortal(c_function(body, result(*[types.int64] * count))).address)
 
 
 def make_type(slots: list[tuple[int, int]], flags: int) -> Any:
@@ -119,12 +115,27 @@ class Jitted:
     """Exporter type and builtins made of machine code."""
 
     def __init__(self) -> None:
-        at_exit = (linger, wake_pools)  # when it may be too late to compile
-        for callee in (take, give_back, kmalloc, kmem_cache_alloc, pool_alloc, hold, let_go, after_fork, *at_exit):
+        at_exit = (
+            linger,
+            wake_pools,
+            pool_wait_end,
+            retire_threads,
+            cached_objects,
+        )  # when it may be too late to compile
+        for callee in (
+            take,
+            give_back,
+            kmalloc_slow,
+            kfree_slow,
+            cache_alloc_slow,
+            pool_alloc,
+            *forks.CALLED,
+            *at_exit,
+        ):
             if isinstance(callee, Entry):
                 callee.compile()
-        set_relax(compiled(relax, types.int32, 0))
-        forks.register([compiled(body, types.void, 0) for body in (forks.prepare, forks.in_parent, forks.in_child)])
+        handlers = [compiled(body, types.void, 0) for body in (forks.prepare, forks.in_parent, forks.in_child)]
+        forks.register(handlers, compiled(forks.thread_exits, types.void, 1))
         slots = [
             (PY_BF_GETBUFFER, compiled(getbuffer, types.int32, 3)),
             (PY_TP_DEALLOC, compiled(dealloc, types.void, 1)),
@@ -132,9 +143,13 @@ class Jitted:
         self.type = make_type(slots, DISALLOW_INSTANTIATION)
         fast = METH_FASTCALL | METH_KEYWORDS
         self._cache = self._method(b"alloc", compiled(cache_alloc, types.int64, 4), fast, b"gfp=GFP_KERNEL")
+        bulk = compiled(cache_alloc_bulk, types.int64, 4)
+        self._cache_bulk = self._method(b"alloc_bulk", bulk, fast, b"n, gfp=GFP_KERNEL")
         pool = compiled(pool_alloc_fast, types.int64, 4)
         self._pool = self._method(b"alloc", pool, fast, b"gfp=GFP_KERNEL, timeout=None")
-        self._kmalloc = self._method(b"kmalloc", compiled(kmalloc_fast, types.int64, 4), fast, b"size, gfp=GFP_KERNEL")
+        self._kmalloc = self._method(
+            b"kmalloc", compiled(kmalloc_builtin, types.int64, 4), fast, b"size, gfp=GFP_KERNEL"
+        )
         attempt = self._method(b"attempt", compiled(attempt_fast, types.int64, 3), METH_FASTCALL, b"*args")
         self.attempt = self._builtin(attempt, id(self.type))
 
@@ -156,6 +171,10 @@ class Jitted:
     def bind_cache(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``cache.alloc``: no arguments are served by machine code, all else by ``slow``."""
         return self._bind(self._cache, context, slow)
+
+    def bind_cache_bulk(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
+        """Make ``cache.alloc_bulk``: one exact int > 0 is served by machine code, all else by ``slow``."""
+        return self._bind(self._cache_bulk, context, slow)
 
     def bind_pool(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``pool.alloc``."""

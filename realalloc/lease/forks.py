@@ -1,110 +1,174 @@
-"""Locks across ``fork()``: a child must not inherit an arena in the middle of an operation of another thread.
+"""What the C library tells us: that the process forks, and that a thread ends.
 
-The locks of all open arenas are held while the process forks. Python's own hooks run too early for that: between them and
-``fork()`` other hooks and the collector run Python code, which may free a block and then wait for ever for a lock that its
-own thread holds. So with machine code these are the C library's handlers, which run inside ``fork()``, with the GIL held
-throughout; nothing of Python runs between prepare and parent or child.
+A child must not inherit an arena in the middle of an operation of another thread.
 
-Invariant: the table names every open arena, 0 is a free slot. It is written with the GIL held, an entry before the length.
+The locks of all open arenas are held while the process forks, and no other thread is at its sheaves. Python's own hooks run
+too early for that: between them and ``fork()`` other hooks and the collector run Python code, which may free a block and then
+wait for ever for a lock that its own thread holds. So with machine code these are the C library's handlers, which run inside
+``fork()``, with the GIL held throughout; nothing of Python runs between prepare and parent or child.
+
+A thread that ends gives up its slot in every arena: the destructor of a pthread key, which each thread that gets a slot sets,
+runs in it, without the GIL, maybe long after Python has forgotten it. An arena may be closed meanwhile, and unmapped; so the
+table has a lock of its own, held while an arena is taken off it and while the destructor walks it.
+
+Invariant: the table names every open arena, 0 is a free slot. It is written under T_LOCK, which comes
+before any arena's lock.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Final
+from typing import Final
 
 import llvmlite.binding
-from llvmlite import ir
+import numpy as np
 
-from realalloc.lease.capi import immortal, load_at, store_at, words_at
-from realalloc.mm import prim
-from realalloc.mm.atomic import hold, let_go
-from realalloc.mm.jit import native
-from realalloc.mm.layout import WORD_BYTES
+from realalloc.lease.capi import address_of_symbol, immortal, load_at, store_at, words_at
+from realalloc.mm.atomic import atomic_store, compare_and_swap
+from realalloc.mm.jit import Words, entry, kernel, native
+from realalloc.mm.layout import H_TOTAL_WORDS, WORD_BYTES
 from realalloc.mm.mempool import after_fork
+from realalloc.mm.prim import sched_yield, set_thread_key
+from realalloc.mm.threads import forget_other_threads, freeze, thaw, thaw_in_child, thread_ends
 
 T_BASES: Final = 0  # address of an array of bases
-T_LENGTH: Final = 8
-T_RELAX: Final = 16  # address of the slot that says what a waiter for a lock calls
-T_YIELD: Final = 24  # address of sched_yield(2): in here a waiter may not let go of the GIL
+T_WORDS: Final = H_TOTAL_WORDS  # how many words the table has, where an arena says it too
+T_LENGTH: Final = 2  # of the array
+T_LOCK: Final = 3
 TABLE_WORDS: Final = 4
 FIRST_SLOTS: Final = 64
 
 _SYMBOL = "realalloc_forks"
-_table = immortal((ctypes.c_int64 * TABLE_WORDS)())
-_arrays: list[Any] = [()]
-llvmlite.binding.add_symbol(_SYMBOL, ctypes.addressof(_table))
+_table: Words = immortal(np.zeros(TABLE_WORDS, np.int64))
+_table[T_WORDS] = TABLE_WORDS
+llvmlite.binding.add_symbol(_SYMBOL, _table.ctypes.data)
 
 
-def _emit_table(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-    word = ir.IntType(64)
-    slot = builder.module.globals.get(_SYMBOL) or ir.GlobalVariable(builder.module, word, _SYMBOL)
-    return builder.ptrtoint(slot, word)
-
-
-@native(_emit_table)
+@native(address_of_symbol(_SYMBOL))
 def _table_address() -> int:
-    return ctypes.addressof(_table)
+    return int(_table.ctypes.data)
+
+
+@entry
+def take_table(words: Words) -> int:
+    """Take the table's lock; its holder never needs the GIL."""
+    while compare_and_swap(words, T_LOCK, 0, 1) == 0:
+        sched_yield()
+    return 0
+
+
+@entry
+def release_table(words: Words) -> int:
+    """Release the table's lock."""
+    return atomic_store(words, T_LOCK, 0)
+
+
+@kernel
+def _base(table: Words, k: int) -> int:
+    return load_at(table[T_BASES] + k * WORD_BYTES)
+
+
+@entry
+def replace_base(words: Words, old: int, new: int) -> int:
+    """Replace the first ``old`` in the table by ``new``; 0 if there is none. One step for signal handlers, as is the next."""
+    take_table(words)
+    found = 0
+    for k in range(words[T_LENGTH]):
+        if found == 0 and _base(words, k) == old:
+            store_at(words[T_BASES] + k * WORD_BYTES, new)
+            found = 1
+    release_table(words)
+    return found
+
+
+@entry
+def set_bases(words: Words, array: int, length: int) -> int:
+    """Give the table a longer array of bases, into which the old ones are copied; 0 if it is not longer any more."""
+    take_table(words)
+    longer = 1 if length > words[T_LENGTH] else 0
+    if longer == 1:
+        for k in range(words[T_LENGTH]):
+            store_at(array + k * WORD_BYTES, _base(words, k))
+        words[T_BASES] = array
+        words[T_LENGTH] = length
+    release_table(words)
+    return longer
+
+
+def thread_exits(identity: int) -> None:
+    """Give up the slots of the thread that ends."""
+    table = words_at(_table_address())
+    take_table(table)
+    for k in range(table[T_LENGTH]):
+        if _base(table, k) != 0:
+            thread_ends(words_at(_base(table, k)), identity)
+    release_table(table)
 
 
 def prepare() -> None:
-    """Take the lock of every open arena, waiting without letting go of the GIL."""
-    table = _table_address()
-    relax = load_at(load_at(table + T_RELAX))
-    store_at(load_at(table + T_RELAX), load_at(table + T_YIELD))
-    for k in range(load_at(table + T_LENGTH)):
-        base = load_at(load_at(table + T_BASES) + k * WORD_BYTES)
-        if base != 0:
-            hold(words_at(base))
-    store_at(load_at(table + T_RELAX), relax)
+    """Take the table's lock and that of every open arena."""
+    table = words_at(_table_address())
+    take_table(table)
+    for k in range(table[T_LENGTH]):
+        if _base(table, k) != 0:
+            freeze(words_at(_base(table, k)))
 
 
 def in_parent() -> None:
     """Release them."""
-    table = _table_address()
-    for k in range(load_at(table + T_LENGTH)):
-        base = load_at(load_at(table + T_BASES) + k * WORD_BYTES)
-        if base != 0:
-            let_go(words_at(base))
+    table = words_at(_table_address())
+    for k in range(table[T_LENGTH]):
+        if _base(table, k) != 0:
+            thaw(words_at(_base(table, k)))
+    release_table(table)
 
 
 def in_child() -> None:
-    """Release them, and forget the waiters: their threads do not exist here."""
-    table = _table_address()
-    for k in range(load_at(table + T_LENGTH)):
-        base = load_at(load_at(table + T_BASES) + k * WORD_BYTES)
-        if base != 0:
-            let_go(words_at(base))
-            after_fork(words_at(base))
+    """Release them, and forget the other threads, waiting or not: they do not exist here."""
+    table = words_at(_table_address())
+    for k in range(table[T_LENGTH]):
+        if _base(table, k) != 0:
+            words = words_at(_base(table, k))
+            thaw_in_child(words)
+            after_fork(words)
+            forget_other_threads(words)
+    release_table(table)
 
 
-def register(handlers: list[int]) -> None:
-    """Give the compiled handlers (prepare, parent, child) to the C library, for the life of the process."""
-    yields = ctypes.CDLL(None).sched_yield
-    _table[T_RELAX // WORD_BYTES] = ctypes.addressof(prim._relax)
-    _table[T_YIELD // WORD_BYTES] = ctypes.cast(yields, ctypes.c_void_p).value or 0
-    atfork = ctypes.CDLL(None)["__register_atfork"]  # all that glibc exports of pthread_atfork
+CALLED = (
+    take_table,
+    release_table,
+    replace_base,
+    set_bases,
+    freeze,
+    thaw,
+    thaw_in_child,
+    after_fork,
+    thread_ends,
+    forget_other_threads,
+)
+
+
+def register(handlers: list[int], destructor: int) -> None:
+    """Give the compiled handlers (prepare, parent, child) and the destructor of threads to the C library, for the life of
+    the process.
+    """
+    library = ctypes.CDLL(None)
+    atfork = library["__register_atfork"]  # all that glibc exports of pthread_atfork
     atfork.argtypes = [ctypes.c_void_p] * 4
-    if atfork(*handlers, None) != 0:
-        raise MemoryError("the C library has no room for fork handlers")
+    key = ctypes.c_uint()
+    if atfork(*handlers, None) != 0 or library.pthread_key_create(ctypes.byref(key), ctypes.c_void_p(destructor)) != 0:
+        raise MemoryError("the C library has no room for fork handlers, or for one more key")
+    set_thread_key(key.value)
 
 
 def watch(base: int) -> None:
-    """Hold the lock of the arena at ``base`` across every fork from now on."""
-    bases = _arrays[-1]
-    for k in range(len(bases)):
-        if bases[k] == 0:
-            bases[k] = base
-            return
-    grown = immortal((ctypes.c_int64 * max(FIRST_SLOTS, 2 * len(bases)))(*bases, base))
-    _arrays.append(grown)
-    _table[T_BASES // WORD_BYTES] = ctypes.addressof(grown)  # longer than what the length still says
-    _table[T_LENGTH // WORD_BYTES] = len(grown)
+    """Hold the lock of the arena at ``base`` across every fork from now on, and hear of its threads' ends."""
+    while replace_base(_table, 0, base) == 0:
+        grown = immortal((ctypes.c_int64 * max(FIRST_SLOTS, 2 * int(_table[T_LENGTH])))())
+        set_bases(_table, ctypes.addressof(grown), len(grown))
 
 
 def ignore(base: int) -> None:
     """Forget an arena that closes."""
-    bases = _arrays[-1]
-    for k in range(len(bases)):
-        if bases[k] == base:
-            bases[k] = 0
+    replace_base(_table, base, 0)

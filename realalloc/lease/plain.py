@@ -14,7 +14,7 @@ from realalloc.lease.slots import E_BASE, E_LENGTH, E_OFFSET, E_TAG, X_GATE, X_L
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words
 from realalloc.mm.kmalloc import zero_words
-from realalloc.mm.layout import GFP_ZERO_BIT, WORD_BYTES
+from realalloc.mm.layout import GFP_WAIT_BIT, GFP_ZERO_BIT, WORD_BYTES
 
 
 class Plain:
@@ -65,12 +65,12 @@ class Plain:
             zero_words(words, offset, length)
         return self._lease(words, offset, length, tag)
 
-    def _bind(self, context: Any, verb: int, slow: Callable[..., Any]) -> Callable[..., Any]:
+    def _bind(self, context: Any, verb: int, gfp: int, slow: Callable[..., Any]) -> Callable[..., Any]:
         def alloc(*args: Any, **kwargs: Any) -> Any:
             base = load_at(context[X_GATE // WORD_BYTES])
             owner = context[X_OWNER // WORD_BYTES]
             if not args and not kwargs and base != 0 and owner != 0:
-                found = self.attempt(base, verb, owner, 0, context[X_LENGTH // 8], context[X_TAG // 8])
+                found = self.attempt(base, verb, owner, gfp, context[X_LENGTH // 8], context[X_TAG // 8])
                 if type(found) is memoryview:
                     return found
             return slow(*args, **kwargs)
@@ -79,11 +79,15 @@ class Plain:
 
     def bind_cache(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``cache.alloc``."""
-        return self._bind(context, VERB_CACHE, slow)
+        return self._bind(context, VERB_CACHE, 0, slow)
+
+    def bind_cache_bulk(self, _context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
+        """Make ``cache.alloc_bulk``: the slow path alone."""
+        return slow
 
     def bind_pool(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``pool.alloc``."""
-        return self._bind(context, VERB_POOL, slow)
+        return self._bind(context, VERB_POOL, GFP_WAIT_BIT, slow)
 
     def bind_kmalloc(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``arena.kmalloc``."""

@@ -1,23 +1,27 @@
 """The C functions of the exporter type and of the allocating builtins, as functions that numba compiles to cfuncs.
 
 A builtin serves the plain call in machine code and passes everything else on to the Python function in its bound tuple.
-It counts its lease before it asks for the block: a wait for the lock lets go of the GIL, and an arena that is closed
-meanwhile must stay mapped. Between taking a block and owning it there is no Python bytecode, so no signal can lose it.
+It counts its lease before it asks for the block: making the view may run the collector, which may close the arena, and that
+must stay mapped. Between taking a block and owning it there is no Python bytecode, so no signal can lose it.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Final
 
-from realalloc.lease.blocks import VERB_CACHE, VERB_KMALLOC, count_lease, drop_lease, give_back, take
+import llvmlite.binding
+
+from realalloc.lease.blocks import TAG_KIND_MASK, VERB_CACHE, VERB_KMALLOC, count_lease, drop_lease, give_back, take
 from realalloc.lease.capi import (
+    address_of_symbol,
     as_ssize,
     decref,
     error_clear,
     fill_info,
-    gil_release,
-    gil_take,
-    have_gil,
+    immortal,
+    list_new,
+    list_set,
     load_at,
     long_of,
     memoryview_of,
@@ -29,12 +33,12 @@ from realalloc.lease.capi import (
     words_at,
 )
 from realalloc.mm.atomic import address_of
-from realalloc.mm.jit import Words, kernel
-from realalloc.mm.kmalloc import kmalloc, zero_words
-from realalloc.mm.layout import GFP_ZERO_BIT
+from realalloc.mm.jit import Words, kernel, native
+from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
+from realalloc.mm.layout import GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, OK
 from realalloc.mm.mempool import pool_alloc
-from realalloc.mm.prim import sched_yield
-from realalloc.mm.slab import kmem_cache_alloc
+from realalloc.mm.objects import cache_alloc as take_object
+from realalloc.mm.objects import free_fast
 
 # Exporter: PyObject head, then words.
 E_TYPE: Final = 8
@@ -53,15 +57,11 @@ X_TYPE: Final = 32
 X_LONG_TYPE: Final = 40
 CONTEXT_WORDS: Final = 6
 
-
-def relax() -> int:
-    """Wait a moment for the arena lock without sitting on the GIL."""
-    if have_gil() == 0:
-        return sched_yield()
-    state = gil_release()
-    sched_yield()
-    gil_take(state)
-    return 0
+SPARES_FIRST: Final = 0
+SPARES_COUNT: Final = 8
+SPARES_WORDS: Final = 2
+MAX_SPARES: Final = 1000
+MAX_BULK: Final = 1 << 16
 
 
 def getbuffer(exporter: int, view: int, flags: int) -> int:
@@ -70,13 +70,56 @@ def getbuffer(exporter: int, view: int, flags: int) -> int:
     return fill_info(view, exporter, start, load_at(exporter + E_LENGTH), 0, flags)
 
 
+# Dead exporters wait for the next lease: PyObject_New and PyObject_Free, and counting their type, took, with a call
+# less in its destructor, a sixth of a lease's life. The GIL guards the list; its links are in E_OFFSET.
+_spares = immortal((ctypes.c_int64 * SPARES_WORDS)())
+_SPARES_SYMBOL = "realalloc_spares"
+llvmlite.binding.add_symbol(_SPARES_SYMBOL, ctypes.addressof(_spares))
+
+
+@native(address_of_symbol(_SPARES_SYMBOL))
+def _spares_address() -> int:
+    return ctypes.addressof(_spares)
+
+
+@kernel
+def _retire(exporter: int) -> None:
+    spares = _spares_address()
+    if load_at(spares + SPARES_COUNT) < MAX_SPARES:
+        store_at(exporter + E_OFFSET, load_at(spares + SPARES_FIRST))
+        store_at(spares + SPARES_FIRST, exporter)
+        store_at(spares + SPARES_COUNT, load_at(spares + SPARES_COUNT) + 1)
+    else:
+        kind = load_at(exporter + E_TYPE)
+        object_free(exporter)
+        decref(kind)
+
+
+@kernel
+def _new_exporter(kind: int) -> int:
+    """Return an exporter with one reference; 0 with MemoryError set."""
+    spares = _spares_address()
+    exporter = load_at(spares + SPARES_FIRST)
+    if exporter == 0:
+        return object_new(kind)
+    store_at(spares + SPARES_FIRST, load_at(exporter + E_OFFSET))
+    store_at(spares + SPARES_COUNT, load_at(spares + SPARES_COUNT) - 1)
+    store_at(exporter, 1)
+    return exporter
+
+
 def dealloc(exporter: int) -> None:
-    """tp_dealloc: give the block back, then the exporter."""
+    """tp_dealloc: give the block back, then keep the exporter for the next lease."""
     words = words_at(load_at(exporter + E_BASE))
-    owner = give_back(words, load_at(exporter + E_TAG), load_at(exporter + E_OFFSET))
-    kind = load_at(exporter + E_TYPE)
-    object_free(exporter)
-    decref(kind)
+    tag = load_at(exporter + E_TAG)
+    offset = load_at(exporter + E_OFFSET)
+    if tag == VERB_KMALLOC or tag & TAG_KIND_MASK == VERB_CACHE:  # give_back, inlined for the usual cases
+        if free_fast(words, 0, offset) == 0 and kfree_slow(words, offset) != OK:
+            words[H_BAD_FREES] += 1
+        owner = drop_lease(words)
+    else:
+        owner = give_back(words, tag, offset)
+    _retire(exporter)
     if owner != 0:
         decref(owner)  # the last lease of a closed arena: this unmaps it
 
@@ -84,7 +127,7 @@ def dealloc(exporter: int) -> None:
 @kernel
 def _lease(words: Words, kind: int, offset: int, length: int, tag: int) -> int:
     """Make exporter and view of a block whose lease is counted; 0 with MemoryError set and the block given back."""
-    exporter = object_new(kind)
+    exporter = _new_exporter(kind)
     if exporter == 0:
         _let_go(give_back(words, tag, offset))
         return 0
@@ -112,11 +155,45 @@ def cache_alloc(bound: int, args: int, count: int, names: int) -> int:
         if base != 0:
             words = words_at(base)
             count_lease(words, 1)
-            offset = kmem_cache_alloc(words, load_at(context + X_OWNER))
+            offset = take_object(words, load_at(context + X_OWNER))
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
             _let_go(drop_lease(words))
+    return vectorcall(tuple_item(bound, 1), args, count, names)
+
+
+def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
+    """``cache.alloc_bulk``: a list of views. What cannot be had in full is given up, and the slow path starts again."""
+    if count == 1 and names == 0:
+        context = as_ssize(tuple_item(bound, 0))
+        base = load_at(load_at(context + X_GATE))
+        number = load_at(args)
+        wanted = as_ssize(number) if load_at(number + E_TYPE) == load_at(context + X_LONG_TYPE) else 0
+        if wanted < 0:
+            error_clear()  # the slow path says what is wrong
+        if base != 0 and 0 < wanted <= MAX_BULK:
+            words = words_at(base)
+            items = list_new(wanted)
+            done = 0
+            while items != 0 and done < wanted:
+                count_lease(words, 1)
+                offset = take_object(words, load_at(context + X_OWNER))
+                if offset <= 0:
+                    _let_go(drop_lease(words))
+                    break
+                view = _lease(
+                    words, load_at(context + X_TYPE), offset, load_at(context + X_LENGTH), load_at(context + X_TAG)
+                )
+                if view == 0:
+                    decref(items)
+                    items = 0
+                else:
+                    list_set(items, done, view)
+                    done += 1
+            if items == 0 or done == wanted:
+                return items
+            decref(items)
     return vectorcall(tuple_item(bound, 1), args, count, names)
 
 
@@ -128,7 +205,7 @@ def pool_alloc_fast(bound: int, args: int, count: int, names: int) -> int:
         if base != 0:
             words = words_at(base)
             count_lease(words, 1)
-            offset = pool_alloc(words, load_at(context + X_OWNER), 0)
+            offset = pool_alloc(words, load_at(context + X_OWNER), GFP_WAIT_BIT)
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
@@ -136,7 +213,7 @@ def pool_alloc_fast(bound: int, args: int, count: int, names: int) -> int:
     return vectorcall(tuple_item(bound, 1), args, count, names)
 
 
-def kmalloc_fast(bound: int, args: int, count: int, names: int) -> int:
+def kmalloc_builtin(bound: int, args: int, count: int, names: int) -> int:
     """``arena.kmalloc``."""
     if count == 1 and names == 0:
         context = as_ssize(tuple_item(bound, 0))
@@ -147,7 +224,7 @@ def kmalloc_fast(bound: int, args: int, count: int, names: int) -> int:
             if nbytes > 0:
                 words = words_at(base)
                 count_lease(words, 1)
-                offset = kmalloc(words, nbytes, 0)
+                offset = kmalloc_fast(words, nbytes, 0)
                 if offset > 0:
                     return _lease(words, load_at(context + X_TYPE), offset, nbytes, VERB_KMALLOC)
                 _let_go(drop_lease(words))

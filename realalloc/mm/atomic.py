@@ -1,7 +1,7 @@
 """Atomic access to a word of the arena, and the arena lock.
 
 The lock guards every structure in ``mm``. It is held for one operation and never across Python code, so its holder
-always makes progress, with or without the GIL; a waiter yields the processor instead of spinning on.
+always makes progress, with or without the GIL; a waiter looks for a moment, then sleeps (Drepper, Futexes are tricky: mutex2).
 
 A locked instruction is half of what a pair of kmalloc and kfree costs, so the lock starts *biased* to the thread that made
 the arena: that thread enters with two plain stores and two plain loads. The first other thread revokes the bias for ever:
@@ -12,7 +12,7 @@ the arena: that thread enters with two plain stores and two plain loads. The fir
     LOCK still me? enter : INSIDE = 0        wait for INSIDE = 0;  LOCK = HELD
 
 Either the owner's load comes after the barrier and sees REVOKING, or its store came before and the revoker sees INSIDE.
-Invariant: at most one thread is inside: LOCK = HELD and INSIDE is only touched in passing, or LOCK != HELD and INSIDE = 1.
+Invariant: at most one thread is inside: LOCK is HELD or WAITED, INSIDE touched in passing only; or it is neither, INSIDE = 1.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from realalloc.mm.jit import JIT, Words, entry, kernel, native, pointer_of
-from realalloc.mm.layout import H_INSIDE, H_LOCK, LOCK_FREE, LOCK_HELD, LOCK_REVOKING
+from realalloc.mm.layout import H_INSIDE, H_LOCK, LOCK_FREE, LOCK_HELD, LOCK_REVOKING, LOCK_WAITED, WORD_BYTES
 from realalloc.mm.prim import (
     MEMBARRIER_PRIVATE_EXPEDITED,
     MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
+    futex_sleep,
+    futex_wake_one,
     membarrier,
-    relax,
+    sched_yield,
 )
 
-SPINS = 64
+SPINS = 3000  # looks: about as long as going to sleep and back takes, many times what a refill holds the lock
 
 _twin_lock = threading.Lock()
 os.register_at_fork(before=_twin_lock.acquire, after_in_parent=_twin_lock.release, after_in_child=_twin_lock.release)
@@ -79,6 +81,10 @@ def _emit_cas(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer = _pointer(context, builder, signature, args)
     pair = builder.cmpxchg(pointer, args[2], args[3], "acq_rel", "acquire")
     return builder.zext(builder.extract_value(pair, 1), ir.IntType(64))
+
+
+def _emit_exchange(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.atomic_rmw("xchg", _pointer(context, builder, signature, args), args[2], "acq_rel")
 
 
 def _emit_add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -138,6 +144,15 @@ def compare_and_swap(words: Words, index: int, expected: int, value: int) -> int
         return 1
 
 
+@native(_emit_exchange)
+def exchange_word(words: Words, index: int, value: int) -> int:
+    """Store a value and return what was there."""
+    with _twin_lock:
+        old = int(words[index])
+        words[index] = value
+        return old
+
+
 @native(_emit_add)
 def atomic_add(words: Words, index: int, value: int) -> int:
     """Add and return the new value."""
@@ -158,28 +173,49 @@ def _revoke(words: Words) -> None:
     membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED)
     membarrier(MEMBARRIER_PRIVATE_EXPEDITED)
     while atomic_load(words, H_INSIDE) != 0:
-        relax()
+        sched_yield()
     atomic_store(words, H_LOCK, LOCK_HELD)
 
 
 @entry
 def lock_contended(words: Words) -> int:
-    """Wait for the arena lock and take it, revoking another thread's bias."""
+    """Wait for the arena lock and take it, revoking another thread's bias. Looks SPINS times, then sleeps."""
     spins = 0
+    state = LOCK_HELD
     while True:
         seen = atomic_load(words, H_LOCK)
         if seen == LOCK_FREE:
-            if compare_and_swap(words, H_LOCK, LOCK_FREE, LOCK_HELD) == 1:
+            if compare_and_swap(words, H_LOCK, LOCK_FREE, state) == 1:
                 return 0
-        elif seen > LOCK_REVOKING and compare_and_swap(words, H_LOCK, seen, LOCK_REVOKING) == 1:
-            _revoke(words)
-            return 0
-        spins += 1
-        if spins % SPINS == 0:
-            relax()
+        elif seen > LOCK_WAITED:
+            if compare_and_swap(words, H_LOCK, seen, LOCK_REVOKING) == 1:
+                _revoke(words)
+                return 0
+        elif seen == LOCK_REVOKING:
+            sched_yield()
+        elif spins < SPINS:
+            spins += 1
+        elif seen == LOCK_WAITED or compare_and_swap(words, H_LOCK, LOCK_HELD, LOCK_WAITED) == 1:
+            state = LOCK_WAITED  # others may sleep, too: who takes it like this wakes the next one
+            futex_sleep(address_of(words) + H_LOCK * WORD_BYTES, LOCK_WAITED, -1)
+
+
+@kernel
+def _release(words: Words) -> None:
+    """Release a lock that is LOCK_HELD or LOCK_WAITED."""
+    if exchange_word(words, H_LOCK, LOCK_FREE) == LOCK_WAITED:
+        futex_wake_one(address_of(words) + H_LOCK * WORD_BYTES)
 
 
 if JIT:
+
+    @kernel
+    def quiet() -> None:
+        """Let nothing of this thread interrupt what follows: nothing of Python runs in machine code anyway."""
+
+    @kernel
+    def loud() -> None:
+        """End what :func:`quiet` began."""
 
     @kernel
     def lock(words: Words) -> None:
@@ -188,7 +224,7 @@ if JIT:
         if relaxed_load(words, H_LOCK) == me:
             relaxed_store(words, H_INSIDE, 1)
             compiler_fence()
-            if relaxed_load(words, H_LOCK) == me:
+            if atomic_load(words, H_LOCK) == me:
                 return
             atomic_store(words, H_INSIDE, 0)
         if compare_and_swap(words, H_LOCK, LOCK_FREE, LOCK_HELD) == 0:
@@ -196,35 +232,44 @@ if JIT:
 
     @kernel
     def unlock(words: Words) -> None:
-        """Release the arena lock: only a holder without bias finds LOCK_HELD."""
-        if relaxed_load(words, H_LOCK) == LOCK_HELD:
-            atomic_store(words, H_LOCK, LOCK_FREE)
+        """Release the arena lock: only a holder without bias finds LOCK_HELD or LOCK_WAITED."""
+        seen = relaxed_load(words, H_LOCK)
+        if seen == LOCK_HELD or seen == LOCK_WAITED:
+            _release(words)
         else:
             atomic_store(words, H_INSIDE, 0)
 
 else:
-    # Plain Python can be interrupted by the collector while it holds the lock, and a finalizer may free a block: it
-    # would wait for its own thread. So the collector waits instead.
+    # Plain Python can be interrupted by the collector while it holds the lock or is at its sheaves, and a finalizer may
+    # free a block: it would wait for its own thread, or find a sheaf half changed. So the collector waits instead.
     class _Collector(threading.local):
-        """Whether the collector was on before each lock that this thread holds."""
+        """Whether the collector was on before each :func:`quiet` of this thread."""
 
         def __init__(self) -> None:
             self.was_on: list[bool] = []
 
     _collector = _Collector()
 
-    def lock(words: Words) -> None:
-        """Take the arena lock."""
+    def quiet() -> None:
+        """Keep the collector out."""
         _collector.was_on.append(gc.isenabled())
         gc.disable()
+
+    def loud() -> None:
+        """Let it in again."""
+        if _collector.was_on.pop():
+            gc.enable()
+
+    def lock(words: Words) -> None:
+        """Take the arena lock."""
+        quiet()
         if compare_and_swap(words, H_LOCK, 0, 1) == 0:
             lock_contended(words)
 
     def unlock(words: Words) -> None:
         """Release the arena lock."""
-        atomic_store(words, H_LOCK, 0)
-        if _collector.was_on.pop():
-            gc.enable()
+        _release(words)
+        loud()
 
 
 @entry
@@ -235,15 +280,10 @@ def bias(words: Words) -> int:
     return compare_and_swap(words, H_LOCK, LOCK_FREE, thread_identity())
 
 
-@entry
-def hold(words: Words) -> int:
-    """Take the arena lock from above: for ``fork()``, which must not copy a lock that another thread holds."""
-    lock(words)
-    return 0
-
-
-@entry
-def let_go(words: Words) -> int:
-    """Release the arena lock from above."""
-    unlock(words)
-    return 0
+@kernel
+def unlock_in_child(words: Words) -> None:
+    """Release the arena lock in the child of a fork, where who sleeps for it or revokes its bias does not exist."""
+    if relaxed_load(words, H_LOCK) != thread_identity():
+        atomic_store(words, H_LOCK, LOCK_FREE)
+    atomic_store(words, H_INSIDE, 0)
+    loud()

@@ -41,17 +41,19 @@ def _emit_mask(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return builder.select(wide, full, builder.sub(builder.shl(one, args[0]), one))
 
 
-def _emit_is_low_mask(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-    one = ir.Constant(ir.IntType(64), 1)
-    overlap = builder.and_(args[0], builder.add(args[0], one))
-    return builder.zext(builder.icmp_signed("==", overlap, ir.Constant(ir.IntType(64), 0)), ir.IntType(64))
+def _emit_divides(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    value, magic = args
+    return builder.zext(builder.icmp_unsigned("<", builder.mul(value, magic), magic), ir.IntType(64))
 
 
-@native(_emit_is_low_mask)
-def is_low_mask(value: int) -> int:
-    """Return 1 if the set bits are the lowest ones, without a gap; for none and for all, too."""
-    bits = int(value) & _MASK
-    return 1 if bits & (bits + 1) == 0 else 0
+@native(_emit_divides)
+def divides(value: int, magic: int) -> int:
+    """Return 1 if a divisor > 1 divides ``value`` (0..2**32), by one multiplication; 0 for magic 0.
+
+    ``magic`` is 2**64 / divisor, rounded up.
+    Lemire, Kaser, Kurz: Faster remainder by direct computation.
+    """
+    return 1 if int(value) * int(magic) & _MASK < int(magic) & _MASK else 0
 
 
 @native(_emit_ctz)

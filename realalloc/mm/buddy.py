@@ -29,7 +29,6 @@ from realalloc.mm.layout import (
     H_COMMITTED_PAGES,
     H_HUGE,
     H_MAX_ORDER,
-    H_MEMMAP,
     H_NR_ZONES,
     H_PEAK_ALLOCATED_PAGES,
     HUGE_AUTO,
@@ -38,6 +37,7 @@ from realalloc.mm.layout import (
     KIND_MASK,
     KIND_NONE,
     KIND_TAIL,
+    MEMMAP,
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
@@ -75,8 +75,8 @@ from realalloc.mm.prim import MADV_HUGEPAGE, madvise
 @kernel
 def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> None:
     z = zone_at(zone)
-    links = words[H_MEMMAP] + PG_LINK
-    words[page_at(words, pfn) + PG_INFO] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    links = MEMMAP + PG_LINK
+    words[page_at(pfn) + PG_INFO] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
     if at_end:
         push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
     else:
@@ -88,8 +88,8 @@ def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> Non
 def list_remove(words: Words, zone: int, pfn: int, order: int) -> None:
     """Take a free block off its list; its first page becomes KIND_NONE."""
     z = zone_at(zone)
-    words[page_at(words, pfn) + PG_INFO] = KIND_NONE
-    remove(words, z + Z_HEADS + order, words[H_MEMMAP] + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[page_at(pfn) + PG_INFO] = KIND_NONE
+    remove(words, z + Z_HEADS + order, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
     words[z + Z_COUNTS + order] -= 1
 
 
@@ -100,7 +100,7 @@ def is_free_block(words: Words, zone: int, pfn: int, order: int) -> int:
     if pfn < words[z + Z_START_PFN] or pfn + (1 << order) > words[z + Z_FRONTIER_PFN]:
         return 0
     wanted = KIND_FREE | order << ORDER_SHIFT
-    return 1 if words[page_at(words, pfn) + PG_INFO] & (KIND_MASK | ORDER_MASK << ORDER_SHIFT) == wanted else 0
+    return 1 if words[page_at(pfn) + PG_INFO] & (KIND_MASK | ORDER_MASK << ORDER_SHIFT) == wanted else 0
 
 
 @entry
@@ -182,8 +182,8 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     z = zone_at(zone)
     words[z + Z_FREE_PAGES] -= 1 << order
     words[z + Z_ALLOCS] += 1
-    words[page_at(words, pfn) + PG_INFO] = kind | order << ORDER_SHIFT | zone << ZONE_SHIFT
-    words[page_at(words, pfn) + PG_LINK] = 0
+    words[page_at(pfn) + PG_INFO] = kind | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    words[page_at(pfn) + PG_LINK] = 0
     account_allocated(words, 1 << order)
     if zero != 0:
         zero_pages(words, pfn, 1 << order)
@@ -195,7 +195,7 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
 @entry
 def free_block_locked(words: Words, pfn: int) -> int:
     """Free a block whose first page is ``pfn``; the caller has checked that it is one."""
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     info = words[page + PG_INFO]
     order = info >> ORDER_SHIFT & ORDER_MASK
     zone = info >> ZONE_SHIFT & ZONE_MASK
@@ -262,7 +262,7 @@ def _validate_lists(words: Words, zone: int) -> int:
     listed = 0
     for order in range(words[H_MAX_ORDER] + 1):
         head = z + Z_HEADS + order
-        links = words[H_MEMMAP] + PG_LINK
+        links = MEMMAP + PG_LINK
         if (
             count_list(words, head, links, PAGE_STRUCT_WORDS, words[z + Z_COUNTS + order])
             != words[z + Z_COUNTS + order]
@@ -290,7 +290,7 @@ def _validate_blocks(words: Words, zone: int) -> int:
         if kind == KIND_NONE or kind == KIND_TAIL or zone_of(words, pfn) != zone or pages <= 0:
             return BAD_PAGE_STATE
         for inner in range(pfn + 1, pfn + pages):
-            inner_kind = words[page_at(words, inner) + PG_INFO] & KIND_MASK
+            inner_kind = words[page_at(inner) + PG_INFO] & KIND_MASK
             if inner_kind != KIND_NONE and inner_kind != KIND_TAIL:
                 return BAD_PAGE_STATE
         if kind == KIND_FREE:

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import _Intrinsic
 
@@ -47,6 +48,7 @@ WORDS_TYPE = types.CPointer(types.int64) if POINTERS else ARRAY_TYPE
 KEPT_CACHES = 8
 
 _ENTRIES: list[Entry] = []
+_AS_C = "_as_c"  # ends the symbol of an entry's C function
 
 # A child of fork() may have to compile: the lock must not be with a thread that does not exist there.
 os.register_at_fork(
@@ -134,6 +136,29 @@ def pointer_of(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
 
 
+def _bare(context: Any, words: Any) -> Any:  # noqa: ARG001  # intrinsics are typed by their parameters
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return pointer_of(context, builder, signature.args[0], args[0])
+
+    return types.CPointer(types.int64)(words), emit
+
+
+# The words as kernels take them. A user's function has an array, whose indices numba would check for being negative: six
+# instructions for each access.
+if POINTERS:
+    _pointer: Any = _Intrinsic("bare", _bare)
+    _pointer._register()
+    bare = cast("Callable[[Words], Words]", _pointer)
+else:
+
+    def bare(words: Words) -> Words:
+        """Return the words as kernels take them."""
+        return words
+
+    if JIT:
+        bare = cast("Callable[[Words], Words]", numba.njit(bare))
+
+
 def _callees(func: Any) -> Iterator[Entry]:
     """Find the entries that a function's machine code will call, through helpers too."""
     for name in func.__code__.co_names:
@@ -173,8 +198,9 @@ class Entry(_Intrinsic):  # type: ignore[misc]
             return builder.call(self._target(context, builder, ir.FunctionType(word, wanted)), args)
         # numba's own convention: results by reference, a status returned, which no kernel ever makes anything but 0. The
         # C wrapper around it would be a second call: 2 ns of 8.
-        result = cgutils.alloca_once(builder, word)
-        error = cgutils.alloca_once(builder, ir.IntType(8).as_pointer())
+        with builder.goto_entry_block():  # cgutils.alloca_once would zero them before each call
+            result = builder.alloca(word)
+            error = builder.alloca(ir.IntType(8).as_pointer())
         link = ir.FunctionType(ir.IntType(32), [result.type, error.type, *wanted])
         given = [pointer_of(context, builder, *pair) for pair in zip(signature.args, args, strict=True)]
         builder.call(self._target(context, builder, link), [result, error, *given])
@@ -210,6 +236,7 @@ class Entry(_Intrinsic):  # type: ignore[misc]
         native, wrapper = map(made.library.get_pointer_to_function, names)
         self.address = native if POINTERS else wrapper
         llvmlite.binding.add_symbol(self.symbol, self.address)
+        llvmlite.binding.add_symbol(self.symbol + _AS_C, wrapper)
         kinds = [ctypes.c_int64 if kind == types.int64 else ctypes.c_void_p for kind in wanted.args]
         self._call = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(wrapper)
         self._ready = True
@@ -267,6 +294,16 @@ def entry(func: F) -> F:
     return cast("F", made)
 
 
+def unbroken(kernel: Any, words: Words) -> tuple[Callable[..., object], Any]:
+    """Return an entry as a C function, and the words as that takes them: a call runs no bytecode before machine code, where
+    the handler of a second Ctrl-C could raise. Without jit the function itself.
+    """
+    if not JIT:
+        return kernel, words
+    kernel.compile()
+    return (kernel._call, _word(words)) if POINTERS else (kernel.dispatcher, words)
+
+
 def signature(func: Callable[..., Any]) -> Any:
     """Return the numba signature of an entry: parameters named ``words`` or ``out`` are arrays, all others int64."""
     names = inspect.signature(func).parameters
@@ -292,6 +329,81 @@ def prune_caches() -> None:
             else:
                 file.unlink(missing_ok=True)
         path.rmdir()
+
+
+_callback: Any = importlib.import_module("numba.core.ccallback")  # whose annotations do not tell what is used here
+
+
+class _BareCompiler(_callback._CFuncCompiler):  # type: ignore[misc]
+    def _customize_flags(self, flags: Any) -> Any:
+        flags = super()._customize_flags(flags)
+        flags.no_cfunc_wrapper = POINTERS
+        return flags
+
+
+class CFunction(_callback.CFunc):  # type: ignore[misc]
+    """A C callback like ``numba.cfunc``'s, whose body is in the C function itself.
+
+    numba makes the body a function of its own, which hands its result over through memory, and forbids to inline the call:
+    2 to 3 ns. Bodies may not raise: no status is looked at. (With bounds checks, which raise, it is numba's own.)
+    """
+
+    def __init__(self, func: Callable[..., Any], wanted: Any) -> None:
+        options = {"nopython": True, "nogil": True, "error_model": "numpy", "forceinline": POINTERS}
+        super().__init__(func, (wanted.args, wanted.return_type), locals={}, options=options)
+        self._compiler = _BareCompiler(func, self._targetdescr, options, {}, Compiler)
+
+    def _compile_uncached(self) -> Any:
+        made = super()._compile_uncached()
+        if POINTERS:
+            self._add_function(made.library, made.fndesc)
+        return made
+
+    def _add_function(self, library: Any, body: Any) -> None:
+        context = self._targetdescr.target_context
+        module = library.create_ir_module("c_function")
+        callee = context.declare_function(module, body)
+        kinds = [context.get_value_type(kind) for kind in (body.restype, *body.argtypes)]
+        nothing = self._sig.return_type == types.void
+        link = ir.FunctionType(ir.VoidType() if nothing else kinds[0], kinds[1:])
+        function = ir.Function(module, link, body.llvm_cfunc_wrapper_name)
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        _, result = context.call_conv.call_function(builder, callee, body.restype, body.argtypes, function.args)
+        if nothing:
+            builder.ret_void()
+        else:
+            builder.ret(result)
+        library.add_ir_module(module)
+        library._final_module.get_function(body.llvm_func_name).linkage = "internal"  # inlined: no code of its own
+
+
+def at_end(made: F) -> F:
+    """Make an intrinsic that calls an entry as C does: at the end of a :class:`CFunction` it becomes a jump, and the function
+    needs no stack for what it seldom does.
+    """
+    if not POINTERS:
+        return made
+    called = cast("Entry", made)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        link = ir.FunctionType(ir.IntType(64), [context.get_value_type(kind) for kind in signature.args])
+        return builder.call(cgutils.get_or_insert_function(builder.module, link, called.symbol + _AS_C), args)
+
+    return cast("F", Native(called.dispatcher.py_func, emit))
+
+
+def c_function(func: Callable[..., Any], wanted: Any) -> CFunction:
+    """Compile a C function or load it from the cache. What it calls must be compiled. Keep it while C may call it."""
+
+    def make() -> CFunction:
+        made = CFunction(func, wanted)
+        made.enable_caching()
+        return made
+
+    made = in_cache(make)
+    with Entry.own_code():
+        made.compile()
+    return cast("CFunction", made)
 
 
 def _typer(

@@ -5,7 +5,7 @@
     above                                     vmalloc
 
 Guarantees: a power-of-two size is aligned to itself, 96 to 32, 192 to 64, blocks and areas to pages or more. When pages
-run out, lazily kept areas and empty slabs are reclaimed once before ENOMEM is said. ENOMEM takes nothing.
+run out, sheaves, lazily kept areas and empty slabs are reclaimed once before ENOMEM is said. ENOMEM takes nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import order_of_pages
 from realalloc.mm.buddy import alloc_block_locked
 from realalloc.mm.jit import Words, entry, kernel
-from realalloc.mm.kmem_cache import cache_create, cache_geometry, shrink_all_locked
+from realalloc.mm.kmem_cache import cache_create, cache_geometry
 from realalloc.mm.layout import (
     C_OBJECT_BYTES,
+    C_SHEAF,
     CACHE_WORDS,
+    CF_NO_SHEAVES,
     EINVAL,
     ENOMEM,
     EXTERNAL_MAP_BYTES,
@@ -25,62 +27,72 @@ from realalloc.mm.layout import (
     GFP_ZERO_BIT,
     H_BLOCKS,
     H_CLOSED,
+    H_END_PFN,
     H_FREEMAP_CACHE,
     H_MAX_ORDER,
     H_NR_ZONES,
+    H_SHEAF_CACHE,
+    H_SHEAVES,
     H_VM_START_BYTES,
     KIND_LARGE,
+    KIND_NONE,
     KIND_PAGES,
     KIND_RUN,
     KMALLOC_MAX_CACHE_BYTES,
     KMALLOC_SIZES,
     KMALLOC_TABLE,
+    MIN_SHEAVES_PAGES,
     OK,
     PAGE_BYTES,
     PAGE_SHIFT,
+    SHEAF_BYTES,
     V_PAGES,
     WORD_BYTES,
     ZONE_DMA,
     ZONE_NORMAL,
     slab_min_objects,
 )
-from realalloc.mm.page_alloc import free_any_block_locked, zone_for
-from realalloc.mm.pages import kind_of, pages_at, zero_range
+from realalloc.mm.objects import cache_alloc_slow, cache_free_slow, free_fast, kmem_cache_alloc_bulk, push_many
+from realalloc.mm.page_alloc import fetch_retry_locked, free_any_block_locked, zone_for
+from realalloc.mm.pages import kind_of, pages_at, zero_pages, zero_range
+from realalloc.mm.pcp import pop_block, pop_block_slow, push_block
 from realalloc.mm.reclaim import reclaim_locked
-from realalloc.mm.slab import (
-    cache_alloc_locked,
-    cache_free_locked,
-    cache_of,
-    free_in_slab_locked,
-    head_of,
-    is_live_object,
-)
+from realalloc.mm.sheaf import pop
+from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, cache_of, head_of, is_live_object
+from realalloc.mm.threads import barriers_work
 from realalloc.mm.vmalloc import area_at, granule_of, validate_vmalloc_locked, vfree_locked, vmalloc_locked
 
 NR_CLASSES = len(KMALLOC_SIZES)
+CLASS_SHEAF_SHIFT = 32  # an entry of the class table
+CLASS_CACHE_MASK = (1 << CLASS_SHEAF_SHIFT) - 1
 
 
 def create_classes(words: Words) -> None:
     """Make the internal free map cache and the kmalloc caches of each zone, and fill the class table. Runs once."""
     objects = slab_min_objects()
     max_order = int(words[H_MAX_ORDER])
-    words[H_FREEMAP_CACHE] = cache_create(words, EXTERNAL_MAP_BYTES, 64, EXTERNAL_MAP_BYTES, 0, 0, ZONE_NORMAL)
+    words[H_SHEAVES] = 1 if words[H_END_PFN] >= MIN_SHEAVES_PAGES and barriers_work() else 0
+    inner = CF_NO_SHEAVES  # they serve under the lock, sheaves and slabs themselves among others
+    words[H_FREEMAP_CACHE] = cache_create(words, EXTERNAL_MAP_BYTES, 64, EXTERNAL_MAP_BYTES, 0, inner, ZONE_NORMAL)
+    words[H_SHEAF_CACHE] = cache_create(words, SHEAF_BYTES, 64, SHEAF_BYTES, 0, inner, ZONE_NORMAL)
     for zone in range(int(words[H_NR_ZONES])):
         made = []
         for size in KMALLOC_SIZES:
             align = size & -size
             stride, order = cache_geometry(size, align, max_order, objects)
             order = max(order, (size - 1) // PAGE_BYTES)  # 8 KiB where no block is that large: a cache that stays empty
-            made.append(cache_create(words, size, align, stride, order, 0, zone))
+            flags = 0 if zone == ZONE_NORMAL else inner
+            made.append(cache_create(words, size, align, stride, order, flags, zone))
         if zone == ZONE_NORMAL:  # the DMA family sits NR_CLASSES descriptors behind
             for step in range(KMALLOC_MAX_CACHE_BYTES // 8 + 1):
-                words[KMALLOC_TABLE + step] = made[next(k for k, size in enumerate(KMALLOC_SIZES) if size >= step * 8)]
+                c = made[next(k for k, size in enumerate(KMALLOC_SIZES) if size >= step * 8)]
+                words[KMALLOC_TABLE + step] = int(words[c + C_SHEAF]) << CLASS_SHEAF_SHIFT | c
 
 
 @kernel
 def class_of(words: Words, nbytes: int, gfp: int) -> int:
     """Return the word index of the cache that serves ``nbytes`` <= KMALLOC_MAX_CACHE_BYTES."""
-    c = words[KMALLOC_TABLE + ((nbytes + 7) >> 3)]
+    c = words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] & CLASS_CACHE_MASK
     return c + NR_CLASSES * CACHE_WORDS if gfp & GFP_DMA_BIT else c
 
 
@@ -117,20 +129,64 @@ def zero_words(words: Words, offset: int, nbytes: int) -> None:
 
 
 @entry
-def kmalloc(words: Words, nbytes: int, gfp: int) -> int:
-    """Return the offset of a block of at least ``nbytes`` (> 0) bytes, or ENOMEM."""
+def _kmalloc_locking(words: Words, nbytes: int, gfp: int) -> int:
     if nbytes <= 0 or zone_for(words, gfp) < 0 or words[H_CLOSED] != 0:
         return ENOMEM
-    lock(words)
-    offset = ENOMEM
-    if nbytes <= KMALLOC_MAX_CACHE_BYTES:  # the fast path, inlined: everything else is a call
-        offset = cache_alloc_locked(words, class_of(words, nbytes, gfp))
+    largest = PAGE_BYTES << words[H_MAX_ORDER]
+    small = nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest)
+    offset = cache_alloc_slow(words, class_of(words, nbytes, gfp)) if small else ENOMEM
     if offset < 0:
-        offset = kmalloc_retry_locked(words, nbytes, gfp)
-    unlock(words)
-    if offset > 0 and gfp & GFP_ZERO_BIT and nbytes <= KMALLOC_MAX_CACHE_BYTES:
+        lock(words)
+        if KMALLOC_MAX_CACHE_BYTES < nbytes <= largest:
+            order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
+            pfn = fetch_retry_locked(words, zone_for(words, gfp), order, KIND_LARGE, gfp)
+            offset = pfn << PAGE_SHIFT if pfn > 0 else pfn
+        else:
+            offset = kmalloc_retry_locked(words, nbytes, gfp)
+        unlock(words)
+    if offset > 0 and gfp & GFP_ZERO_BIT and small:
         zero_words(words, offset, nbytes)
     return offset
+
+
+@entry
+def kmalloc_slow(words: Words, nbytes: int, gfp: int) -> int:
+    """Allocate what the calling thread's sheaves do not have: blocks that it keeps, else with the lock."""
+    if KMALLOC_MAX_CACHE_BYTES < nbytes <= PAGE_BYTES << words[H_MAX_ORDER] and gfp & GFP_DMA_BIT == 0:
+        order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
+        pfn = pop_block_slow(words, order, KIND_LARGE)
+        if pfn != 0:
+            if gfp & GFP_ZERO_BIT:
+                zero_pages(words, pfn, 1 << order)
+            return pfn << PAGE_SHIFT
+    return _kmalloc_locking(words, nbytes, gfp)
+
+
+@kernel
+def kmalloc_sheaf(words: Words, nbytes: int, gfp: int) -> int:
+    """Allocate from the calling thread's sheaf, without a lock or a call; 0 if that cannot be. For inlining."""
+    if nbytes <= 0 or gfp & GFP_DMA_BIT:
+        return 0
+    if nbytes > KMALLOC_MAX_CACHE_BYTES:
+        order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
+        return pop_block(words, order, KIND_LARGE) << PAGE_SHIFT if gfp & GFP_ZERO_BIT == 0 else 0
+    offset = pop(words, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+    if gfp & GFP_ZERO_BIT and offset != 0:
+        zero_words(words, offset, nbytes)
+    return offset
+
+
+@kernel
+def kmalloc_fast(words: Words, nbytes: int, gfp: int) -> int:
+    """Allocate: from the calling thread's sheaf where that can be. For inlining."""
+    offset = kmalloc_sheaf(words, nbytes, gfp)
+    return offset if offset != 0 else kmalloc_slow(words, nbytes, gfp)
+
+
+@entry
+def kmalloc(words: Words, nbytes: int, gfp: int) -> int:
+    """Return the offset of a block of at least ``nbytes`` (> 0) bytes, or ENOMEM."""
+    return kmalloc_fast(words, nbytes, gfp)
 
 
 @entry
@@ -149,16 +205,60 @@ def kfree_locked(words: Words, offset: int) -> int:
 
 
 @entry
-def kfree(words: Words, offset: int) -> int:
-    """Free a block by its offset; EINVAL, with nothing changed, if no live block begins there."""
+def kfree_slow(words: Words, offset: int) -> int:
+    """Free what does not go into a sheaf of objects: blocks that the thread keeps, else with the lock."""
+    pfn = offset >> PAGE_SHIFT
+    whole = offset & (PAGE_BYTES - 1) == 0 and offset < words[H_VM_START_BYTES]
+    kind = kind_of(words, pfn) if whole else KIND_NONE
+    if (kind == KIND_LARGE or kind == KIND_PAGES) and push_block(words, pfn) == 1:
+        return OK
+    if offset < words[H_VM_START_BYTES] and head_of(words, pfn) != 0:
+        return cache_free_slow(words, 0, offset)
     lock(words)
-    pfn = head_of(words, offset >> PAGE_SHIFT)
-    if pfn != 0:  # the fast path, inlined
-        status = free_in_slab_locked(words, 0, pfn, offset)
-    else:
-        status = kfree_locked(words, offset)
+    status = kfree_locked(words, offset)
     unlock(words)
     return status
+
+
+@kernel
+def kfree_fast(words: Words, offset: int) -> int:
+    """Free: into the calling thread's sheaf where that can be, without a lock or a call. For inlining."""
+    return OK if free_fast(words, 0, offset) == 1 else kfree_slow(words, offset)
+
+
+@entry
+def kfree_bulk(words: Words, count: int, out: Words) -> int:
+    """Free the blocks in ``out[:count]``; return how many were refused."""
+    done = 0
+    refused = 0
+    while done < count:
+        done = push_many(words, 0, done, count, out)
+        if done < count:
+            refused += 1 if kfree_slow(words, out[done]) != OK else 0
+            done += 1
+    return refused
+
+
+@entry
+def kfree(words: Words, offset: int) -> int:
+    """Free a block by its offset; EINVAL, with nothing changed, if no live block begins there."""
+    return kfree_fast(words, offset)
+
+
+@entry
+def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words) -> int:
+    """Fill ``out[:count]`` with blocks of ``nbytes`` and return OK, or allocate none and return ENOMEM."""
+    if (
+        0 < nbytes <= KMALLOC_MAX_CACHE_BYTES
+        and kmem_cache_alloc_bulk(words, class_of(words, nbytes, 0), count, out) == OK
+    ):
+        return OK
+    for done in range(count):
+        out[done] = kmalloc_slow(words, nbytes, 0)
+        if out[done] < 0:
+            kfree_bulk(words, done, out)
+            return ENOMEM
+    return OK
 
 
 @entry
@@ -192,7 +292,7 @@ def vmalloc(words: Words, nbytes: int, gfp: int) -> int:
         return ENOMEM
     lock(words)
     offset = vmalloc_locked(words, nbytes, gfp & GFP_ZERO_BIT)
-    if offset < 0 and shrink_all_locked(words) > 0:
+    if offset < 0 and reclaim_locked(words) > 0:
         offset = vmalloc_locked(words, nbytes, gfp & GFP_ZERO_BIT)
     unlock(words)
     return offset

@@ -25,6 +25,7 @@ from realalloc.mm.layout import (
     C_FIRST_BYTES,
     C_FLAGS,
     C_FREES,
+    C_MAGIC,
     C_MIN_ORDER,
     C_MIN_PARTIAL,
     C_NR_CONSTRUCTING,
@@ -36,6 +37,8 @@ from realalloc.mm.layout import (
     C_ORDER,
     C_PARTIAL,
     C_RECIPROCAL,
+    C_SHEAF,
+    C_SHEAF_CAPACITY,
     C_STATE,
     C_STRIDE_BYTES,
     C_ZONE,
@@ -43,19 +46,25 @@ from realalloc.mm.layout import (
     CACHE_LIVE,
     CACHE_WORDS,
     CF_EXTERNAL_MAP,
+    CF_NO_SHEAVES,
     EBUSY,
     EINVAL,
     ENOMEM,
+    H_ALLOCATED_PAGES,
     H_CACHES,
+    H_END_PFN,
     H_MAX_CACHES,
-    H_MEMMAP,
     H_NR_CACHES,
     H_NR_ZONES,
     H_ZERO,
     KIND_SLAB,
+    MAX_SHEAF_BYTES,
+    MAX_SHEAF_OBJECTS,
     MAX_SLAB_ORDER,
+    MEMMAP,
     MIN_PARTIAL_HIGH,
     MIN_PARTIAL_LOW,
+    MIN_SHEAF_OBJECTS,
     OK,
     PAGE_BYTES,
     PAGE_CONSTRUCTING,
@@ -70,11 +79,16 @@ from realalloc.mm.layout import (
     PG_INFO,
     PG_LINK,
     RECIPROCAL_SHIFT,
+    SHEAF_BLOCKS,
+    SHEAF_DESC_WORDS,
+    SHEAF_OWNERS,
+    SHEAF_SHARE_SHIFT,
     WORD_BYTES,
     Z_FRONTIER_PFN,
     Z_START_PFN,
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_range, zone_at
+from realalloc.mm.sheaf import drain_cache_locked, validate_sheaves_locked
 from realalloc.mm.slab import (
     cache_of,
     deactivate,
@@ -85,9 +99,12 @@ from realalloc.mm.slab import (
     new_slab_locked,
     objects_of,
     release_slab_locked,
+    set_sheaf_index,
+    show_sheaf_index,
     slab_list_add,
     slab_list_remove,
 )
+from realalloc.mm.threads import let_in_locked, lock_out_locked
 
 
 def calculate_order(stride: int, max_order: int, min_objects: int) -> int:
@@ -116,6 +133,31 @@ def cache_geometry(object_bytes: int, align_bytes: int, max_order: int, min_obje
     return stride, calculate_order(stride, max_order, min_objects)
 
 
+@kernel
+def sheaf_capacity(words: Words, stride: int) -> int:
+    """Return how many objects a sheaf of a cache holds, 0 for a cache whose objects are too large for this arena.
+
+    The kernel's 60 for small objects; for large ones by bytes, up to 32 KiB, where the kernel allows 12 and 4 objects: the
+    lock behind a sheaf costs as much as twenty pops.
+    """
+    nbytes = min(MAX_SHEAF_BYTES, words[H_END_PFN] << PAGE_SHIFT >> SHEAF_SHARE_SHIFT)
+    count = min(nbytes // stride, MAX_SHEAF_OBJECTS)
+    return count if count >= MIN_SHEAF_OBJECTS else 0
+
+
+@kernel
+def _give_sheaf_index(words: Words, c: int) -> None:
+    """Let a cache have sheaves, as long as there are indices."""
+    capacity = sheaf_capacity(words, words[c + C_STRIDE_BYTES])
+    index = 1
+    while index < SHEAF_BLOCKS and words[SHEAF_OWNERS + index] != 0:
+        index += 1
+    if capacity != 0 and index < SHEAF_BLOCKS:
+        words[SHEAF_OWNERS + index] = c
+        words[c + C_SHEAF] = index * SHEAF_DESC_WORDS
+        words[c + C_SHEAF_CAPACITY] = capacity
+
+
 @entry
 def cache_create(words: Words, object_bytes: int, align: int, stride: int, order: int, flags: int, zone: int) -> int:
     """Take a free descriptor and fill it in; return its word index, or ENOMEM if the table is full."""
@@ -138,9 +180,13 @@ def cache_create(words: Words, object_bytes: int, align: int, stride: int, order
         order -= 1
     words[c + C_MIN_ORDER] = order
     words[c + C_OBJECTS] = objects
+    quarter = 1 << 62  # of 2**64: the magic is 2**64 / stride, rounded up
+    words[c + C_MAGIC] = 4 * (quarter // stride) + (4 * (quarter % stride) + stride - 1) // stride
     words[c + C_RECIPROCAL] = ((1 << RECIPROCAL_SHIFT) + stride - 1) // stride
     words[c + C_AT] = H_ZERO
     words[c + C_FLAGS] = flags | (CF_EXTERNAL_MAP if objects > PAGE_MAP_BITS else 0)
+    if flags & CF_NO_SHEAVES == 0:
+        _give_sheaf_index(words, c)
     words[c + C_ZONE] = zone
     half_log = 0
     while 1 << (2 * (half_log + 1)) <= stride:
@@ -156,7 +202,7 @@ def shrink_locked(words: Words, c: int) -> int:
     """Give every empty slab back, the active one included; return how many pages that were."""
     active = deactivate(words, c)
     if active != 0:
-        page = page_at(words, active)
+        page = page_at(active)
         free = free_objects(words, c, page)
         if free == objects_of(words[page + PG_INFO]):
             slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, active)
@@ -183,11 +229,31 @@ def shrink_all_locked(words: Words) -> int:
     return pages
 
 
+@kernel
+def _drain_locked(words: Words, c: int) -> None:
+    """Return what all threads keep of one cache to its slabs."""
+    lock_out_locked(words)
+    drain_cache_locked(words, c)
+    let_in_locked(words)
+
+
+@entry
+def cache_drain(words: Words, c: int) -> int:
+    """Return what all threads keep of one cache to its slabs, so that their maps tell which objects users have."""
+    lock(words)
+    _drain_locked(words, c)
+    unlock(words)
+    return OK
+
+
 @entry
 def cache_shrink(words: Words, c: int) -> int:
-    """Shrink one cache; return the pages given back."""
+    """Shrink one cache, what threads keep of it included; return the pages given back."""
     lock(words)
-    pages = shrink_locked(words, c)
+    before = words[H_ALLOCATED_PAGES]
+    _drain_locked(words, c)
+    shrink_locked(words, c)
+    pages = before - words[H_ALLOCATED_PAGES]
     unlock(words)
     return pages
 
@@ -196,10 +262,12 @@ def cache_shrink(words: Words, c: int) -> int:
 def cache_destroy(words: Words, c: int) -> int:
     """Give all slabs and the descriptor back; EBUSY, with nothing changed, while objects are in use."""
     lock(words)
+    _drain_locked(words, c)
     if words[c + C_ALLOCS] != words[c + C_FREES] or words[c + C_NR_CONSTRUCTING] != 0:
         unlock(words)
         return EBUSY
     shrink_locked(words, c)
+    words[SHEAF_OWNERS + words[c + C_SHEAF] // SHEAF_DESC_WORDS] = 0
     words[c + C_STATE] = CACHE_FREE
     unlock(words)
     return OK
@@ -211,10 +279,11 @@ def construct_begin(words: Words, c: int) -> int:
     lock(words)
     pfn = new_slab_locked(words, c)
     if pfn > 0:
-        page = page_at(words, pfn)
+        page = page_at(pfn)
         objects = objects_of(words[page + PG_INFO])
         words[page + PG_INFO] |= PAGE_CONSTRUCTING
         words[page + PG_INFO] += objects << PENDING_SHIFT
+        set_sheaf_index(words, pfn, 0)
         fill_map(words, c, page, 0)
         words[c + C_NR_CONSTRUCTING] += 1
     unlock(words)
@@ -223,13 +292,14 @@ def construct_begin(words: Words, c: int) -> int:
 
 @kernel
 def _construct_end(words: Words, c: int, pfn: int) -> None:
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     failed = words[page + PG_INFO] & PAGE_FAILED
     words[page + PG_INFO] &= ~(PAGE_CONSTRUCTING | PAGE_FAILED)
     words[c + C_NR_CONSTRUCTING] -= 1
     if failed != 0:
         release_slab_locked(words, c, pfn)
     else:
+        show_sheaf_index(words, c, pfn)
         fill_map(words, c, page, 1)
         slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
 
@@ -246,8 +316,8 @@ def construct_put(words: Words, offset: int) -> int:
     pfn = offset >> PAGE_SHIFT
     lock(words)
     if kind_of(words, pfn) != KIND_SLAB:
-        pfn = words[page_at(words, pfn) + PG_LINK]
-    page = page_at(words, pfn)
+        pfn = words[page_at(pfn) + PG_LINK]
+    page = page_at(pfn)
     words[page + PG_INFO] -= PENDING_ONE
     if pending_of(words[page + PG_INFO]) == 0:
         _construct_end(words, cache_of(words, pfn), pfn)
@@ -259,7 +329,7 @@ def construct_put(words: Words, offset: int) -> int:
 def construct_fail(words: Words, pfn: int, never_leased: int) -> int:
     """The constructor raised: the slab goes back once its leased objects have; ``never_leased`` others go now."""
     lock(words)
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     words[page + PG_INFO] |= PAGE_FAILED
     words[page + PG_INFO] -= never_leased * PENDING_ONE
     if pending_of(words[page + PG_INFO]) == 0:
@@ -287,7 +357,7 @@ def next_live_object(words: Words, c: int, offset: int) -> int:
     found = 0
     pfn = next_slab(words, c, offset >> PAGE_SHIFT >> MAX_SLAB_ORDER << MAX_SLAB_ORDER)
     while pfn != 0 and found == 0:
-        page = page_at(words, pfn)
+        page = page_at(pfn)
         at = map_at(words, c, page)
         for index in range(objects_of(words[page + PG_INFO])):
             where = (pfn << PAGE_SHIFT) + index * words[c + C_STRIDE_BYTES]
@@ -300,7 +370,7 @@ def next_live_object(words: Words, c: int, offset: int) -> int:
 
 @kernel
 def _validate_slab(words: Words, c: int, pfn: int) -> int:
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     info = words[page + PG_INFO]
     objects = objects_of(info)
     free = free_objects(words, c, page)
@@ -320,7 +390,7 @@ def _validate_slab(words: Words, c: int, pfn: int) -> int:
 
 @kernel
 def _validate_list(words: Words, c: int, list_field: int, count_field: int, empty: int) -> int:
-    links = words[H_MEMMAP] + PG_LINK
+    links = MEMMAP + PG_LINK
     count = words[c + count_field]
     if count_list(words, c + list_field, links, PAGE_STRUCT_WORDS, count) != count:
         return BAD_SLAB_LIST
@@ -328,7 +398,7 @@ def _validate_list(words: Words, c: int, list_field: int, count_field: int, empt
     while pfn != 0:
         if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
             return BAD_SLAB_LIST
-        page = page_at(words, pfn)
+        page = page_at(pfn)
         if (free_objects(words, c, page) == objects_of(words[page + PG_INFO])) != (empty == 1):
             return BAD_SLAB_LIST
         pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
@@ -342,7 +412,7 @@ def _validate_active(words: Words, c: int) -> int:
         return OK if words[c + C_AT] == H_ZERO and words[H_ZERO] == 0 else BAD_SLAB_LIST
     if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
         return BAD_SLAB_LIST
-    k = words[c + C_AT] - map_at(words, c, page_at(words, pfn))
+    k = words[c + C_AT] - map_at(words, c, page_at(pfn))
     if not 0 <= k < map_words_of(words, c):
         return BAD_SLAB_LIST
     begin = (pfn << PAGE_SHIFT) + 64 * k * words[c + C_STRIDE_BYTES]
@@ -362,12 +432,15 @@ def _validate_cache_locked(words: Words, c: int) -> int:
     pfn = next_slab(words, c, 0)
     while pfn != 0 and status == OK:
         status = _validate_slab(words, c, pfn)
-        page = page_at(words, pfn)
+        page = page_at(pfn)
         info = words[page + PG_INFO]
         slabs += 1
         listed += 1 if info & PAGE_LISTED else 0
         inuse += 0 if info & PAGE_CONSTRUCTING else objects_of(info) - free_objects(words, c, page)
         pfn = next_slab(words, c, pfn + pages_at(words, pfn))
+    if status != OK:
+        return status
+    status = validate_sheaves_locked(words, c)
     if status != OK:
         return status
     if slabs != words[c + C_NR_SLABS] or listed != words[c + C_NR_PARTIAL] + words[c + C_NR_EMPTY]:
@@ -379,7 +452,9 @@ def _validate_cache_locked(words: Words, c: int) -> int:
 def validate_cache(words: Words, c: int) -> int:
     """Check the invariants of slabs and lists of one cache; OK, the broken one, or EINVAL if it is not live."""
     lock(words)
+    lock_out_locked(words)
     status = _validate_cache_locked(words, c) if words[c + C_STATE] == CACHE_LIVE else EINVAL
+    let_in_locked(words)
     unlock(words)
     return status
 
@@ -388,6 +463,7 @@ def validate_cache(words: Words, c: int) -> int:
 def validate_caches(words: Words) -> int:
     """Check every cache, and that every slab belongs to a live one; OK or the broken invariant."""
     lock(words)
+    lock_out_locked(words)
     status = OK
     for index in range(words[H_NR_CACHES]):
         c = words[H_CACHES] + index * CACHE_WORDS
@@ -399,5 +475,6 @@ def validate_caches(words: Words) -> int:
             if kind_of(words, pfn) == KIND_SLAB and words[cache_of(words, pfn) + C_STATE] != CACHE_LIVE:
                 status = BAD_CACHE_SUM
             pfn += pages_at(words, pfn)
+    let_in_locked(words)
     unlock(words)
     return status

@@ -2,7 +2,7 @@
 
 An arena is one reserved range, named by byte offsets from its start:
 
-    header | class table | cache table | resident map | vmalloc map | memmap | ... pages ... | vmalloc window
+    header | class table | threads | NULL_RECORD | memmap | caches | resident map | vmalloc map | ... pages ... | window
 
 A page frame number is ``offset >> PAGE_SHIFT`` of that range, so metadata pages are page frames too: reserved ones.
 The arena's ``size`` ends with the last page; the window behind it holds addresses, never memory of its own.
@@ -46,23 +46,25 @@ BAD_AREA_BLOCKS: Final = -1022
 BAD_AREA_SUM: Final = -1023
 BAD_POOL: Final = -1031
 BAD_POOL_ELEMENT: Final = -1032
-BAD_HEADER: Final = -1041
+BAD_POOL_QUEUE: Final = -1033
+BAD_POOL_POISON: Final = -1034
+BAD_SHEAF: Final = -1041
+BAD_HEADER: Final = -1051
 
 # -- header: words 0..255 -------------------------------------------------------------------------------------------
 MAGIC: Final = 0x7265616C616C6C6F  # "realallo"
 H_MAGIC: Final = 0
 H_TOTAL_WORDS: Final = 1  # words of the whole range, window included
 H_END_PFN: Final = 2  # first pfn behind the arena
-H_LOCK: Final = 3  # LOCK_FREE, LOCK_HELD, LOCK_REVOKING, or the identity of the thread that it is biased to
+H_LOCK: Final = 3  # LOCK_*, or the identity of the thread that it is biased to
 H_CLOSED: Final = 4
 H_LEASES: Final = 5  # live exporters; the mapping may not go while > 0
 H_LINGERING: Final = 6  # leases whose handle was freed while other views live
 H_OWNER: Final = 7  # address of the pinned mapping object (the one address in here: it belongs to the process)
 H_NR_ZONES: Final = 8
 H_MAX_ORDER: Final = 9
-H_MEMMAP: Final = 10  # word index of page frame 0's struct page
+H_CACHES: Final = 10  # word index of the cache table
 H_RESMAP: Final = 11  # word index of the resident map, one bit a page
-H_CACHES: Final = 12  # word index of the cache table
 H_MAX_CACHES: Final = 13
 H_NR_CACHES: Final = 14  # slots ever used
 H_VMAP: Final = 15  # word index of the vmalloc map
@@ -79,17 +81,24 @@ H_PEAK_COMMITTED_PAGES: Final = 25
 H_ALLOCATED_PAGES: Final = 26
 H_PEAK_ALLOCATED_PAGES: Final = 27
 H_POOLS: Final = 28  # word index of the first mempool, 0 for none
-H_BAD_FREES: Final = 29  # refused frees of blocks that a lease gave back: always 0 in a sound arena
+H_BAD_FREES: Final = (
+    29  # frees that came to nothing, of leases and of flushed sheaves: 0 unless a raw offset was freed twice
+)
 H_META_PAGES: Final = 30
 H_FREEMAP_CACHE: Final = 31  # word index of the cache that serves free maps of tiny objects
 H_HUGE: Final = 32  # HUGE_* below
-H_BLOCKS: Final = 33  # live page blocks handed out by alloc_pages and large kmalloc
+H_BLOCKS: Final = 33  # page blocks handed out by alloc_pages and large kmalloc, those that threads keep included
 H_ZERO: Final = 34  # always 0: the free map word of a cache that has no active slab
 H_INSIDE: Final = 35  # 1 while the thread that the lock is biased to is inside
+H_SHEAVES: Final = 36  # 1 if threads may have sheaves
+H_IDLE_RECORDS: Final = 37  # list of thread records without a thread, linked by R_NEXT
+H_NR_RECORDS: Final = 38
+H_SHEAF_CACHE: Final = 39  # word index of the cache that serves sheaves
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
 LOCK_REVOKING: Final = 2
+LOCK_WAITED: Final = 3  # held, and somebody may sleep for it
 
 HUGE_NEVER: Final = 0
 HUGE_AUTO: Final = 1
@@ -115,15 +124,55 @@ MAX_MAX_ORDER: Final = 18
 # -- kmalloc class table --------------------------------------------------------------------------------------------
 KMALLOC_SIZES: Final = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
 KMALLOC_MAX_CACHE_BYTES: Final = 8192
-KMALLOC_TABLE: Final = 256  # word KMALLOC_TABLE + (bytes + 7) // 8: word index of the size class's cache
+KMALLOC_TABLE: Final = 256  # word KMALLOC_TABLE + (bytes + 7) // 8: C_SHEAF << 32 | word index of the class's cache
 KMALLOC_TABLE_WORDS: Final = KMALLOC_MAX_CACHE_BYTES // 8 + 1
+
+# -- threads and their sheaves --------------------------------------------------------------------------------------
+SHEAF_OWNERS: Final = 1296  # word SHEAF_OWNERS + index: word index of the cache with that sheaf index
+SHEAF_INDICES: Final = 64
+SHEAF_BLOCKS: Final = 54  # sheaf index of page blocks of order 0; one more for each further order
+SHEAF_BLOCK_ORDERS: Final = 10
+THREADS: Final = 1536  # word index of the slots, one cache line each
+THREAD_SLOTS: Final = 64
+THREAD_WORDS: Final = 8
+T_KEY: Final = 0  # identity of the thread, 0: free
+T_INSIDE: Final = 1  # 1 while the thread is at its sheaves
+T_RECORD: Final = 2  # word index of its record, NULL_RECORD while it is locked out
+T_KEPT: Final = 3  # its record, NULL_RECORD if it has none
+NULL_RECORD: Final = 2048  # a record that is always 0: every sheaf in it is empty and full
+RECORD_WORDS: Final = 512  # one page: a sheaf descriptor for each index; that of index 0 is unused but for R_NEXT
+D_TOP: Final = 0  # main sheaf: word index of its top object; the word below its first place is 0
+D_BASE: Final = 1  # word index of its first place
+D_PUT: Final = 2  # spare sheaf: word index of its top object
+R_NEXT: Final = 3
+D_PUT_BASE: Final = 4  # word index of its first place
+D_PUT_END: Final = 5  # word index of its last place
+D_MAGIC: Final = 6  # of the objects' stride (bits.divides); 0: no offset is one of this cache
+D_LAST_BYTES: Final = 7  # offset of the last object in a slab
+SHEAF_DESC_WORDS: Final = 8
+S_COUNT: Final = 0  # objects in a sheaf that is in the barn
+S_NEXT: Final = 1  # next sheaf in the barn
+S_BOTTOM: Final = 3  # always 0: what a pop from an empty sheaf finds
+S_OBJECTS: Final = 4
+SHEAF_BYTES: Final = 512
+MAX_SHEAF_OBJECTS: Final = SHEAF_BYTES // WORD_BYTES - S_OBJECTS
+MAX_SHEAF_BYTES: Final = 1 << 15  # memory that the objects of one sheaf may have
+MIN_SHEAF_OBJECTS: Final = 4
+SHEAF_SHARE_SHIFT: Final = 10  # ... and no more than this share of the arena
+MAX_BLOCK_SHEAF_BYTES: Final = 1 << 20  # the same for page blocks
+BLOCK_SHARE_SHIFT: Final = 6
+MIN_SHEAVES_PAGES: Final = 1024  # smaller arenas have no sheaves: 4 MiB
+MIN_BARN_SHEAVES: Final = 10  # full ones, and as many empty ones, that a cache's barn keeps (kernel: MAX_FULL_SHEAVES);
+MAX_BARN_SHEAVES: Final = 64  # more of tiny objects,
+BARN_SHARE_SHIFT: Final = 8  # up to this share of the arena
+MAX_BARN_BYTES: Final = 1 << 18
 
 # -- kmem_cache: one descriptor -------------------------------------------------------------------------------------
 CACHE_WORDS: Final = 40
 C_STATE: Final = 0  # CACHE_*
 C_OBJECT_BYTES: Final = 1  # size asked for
 C_STRIDE_BYTES: Final = 2  # distance of two objects
-C_ALIGN_BYTES: Final = 3
+C_SHEAF: Final = 3  # where a record has the sheaf descriptor: SHEAF_DESC_WORDS * sheaf index; 0 without sheaves
 C_ORDER: Final = 4
 C_OBJECTS: Final = 5  # per slab
 C_RECIPROCAL: Final = 6  # ceil(2**RECIPROCAL_SHIFT / stride): index = bytes * it >> shift
@@ -145,12 +194,20 @@ C_FIRST_BYTES: Final = 21  # offset of the first object of the free map word tha
 C_MIN_ORDER: Final = 22
 C_AT: Final = 23  # word index of the free map word that serves; H_ZERO if there is none
 C_ORDER_FALLBACK: Final = 24
+C_ALIGN_BYTES: Final = 25
+C_SHEAF_CAPACITY: Final = 26
+C_BARN_FULL: Final = 27  # list of full sheaves
+C_NR_BARN_FULL: Final = 28
+C_BARN_EMPTY: Final = 29
+C_NR_BARN_EMPTY: Final = 30
+C_MAGIC: Final = 31  # of the stride, for bits.divides
 C_NAME: Final = 32  # 8 words of utf-8, zero padded
 CACHE_NAME_BYTES: Final = 64
 CACHE_FREE: Final = 0
 CACHE_LIVE: Final = 1
 CF_CTOR: Final = 1  # slabs are made by the face, which runs the constructor
 CF_EXTERNAL_MAP: Final = 2  # free map in an object of its own
+CF_NO_SHEAVES: Final = 4
 RECIPROCAL_SHIFT: Final = 32
 PAGE_MAP_BITS: Final = 128  # free map bits that fit into the struct page
 EXTERNAL_MAP_BYTES: Final = 64
@@ -160,22 +217,26 @@ MIN_PARTIAL_LOW: Final = 5
 MIN_PARTIAL_HIGH: Final = 10
 
 # -- struct page ----------------------------------------------------------------------------------------------------
+MEMMAP: Final = 2560  # word index of page frame 0's struct page
 PAGE_STRUCT_WORDS: Final = 4
 PG_INFO: Final = (
-    0  # kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | pending 32..47 | objects 48..61
+    0  # kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | pending 32..41 | sheaf 42..47 | ...
 )
 PG_LINK: Final = 1  # next << 32 | prev, pfns; of a slab's tail page: pfn of the head; of a vmalloc block: next
 PG_MAP0: Final = 2  # slab: free map (1 = free), or word index of the external one; run: pages; area block: granule
 PG_MAP1: Final = 3
 KIND_MASK: Final = 15
+KIND_OBJECTS_BIT: Final = 8  # set in KIND_SLAB and KIND_TAIL only
 KIND_NONE: Final = 0  # reserved, never reached, or inside a block
 KIND_FREE: Final = 1
 KIND_PAGES: Final = 2
 KIND_LARGE: Final = 3  # kmalloc above the largest cache
 KIND_RUN: Final = 4  # any number of contiguous pages
-KIND_SLAB: Final = 5
-KIND_TAIL: Final = 6  # second and later page of a slab
+KIND_SLAB: Final = 8
+KIND_TAIL: Final = 9  # second and later page of a slab; order, cache and objects as in the first
 KIND_AREA: Final = 7  # block of a vmalloc area
+KIND_CACHED: Final = 5  # block in a thread's sheaf
+KIND_RECORD: Final = 6  # a thread's record
 ORDER_SHIFT: Final = 4
 ORDER_MASK: Final = 31
 ZONE_SHIFT: Final = 9
@@ -187,9 +248,12 @@ CACHE_SHIFT: Final = 16
 CACHE_MASK: Final = 0xFFFF
 PENDING_SHIFT: Final = 32
 PENDING_ONE: Final = 1 << PENDING_SHIFT
-PENDING_MASK: Final = 0xFFFF
+PENDING_MASK: Final = 0x3FF
+SHEAF_SHIFT: Final = 42  # sheaf index of the slab's cache, 0 if its objects have to go the slow way
+SHEAF_MASK: Final = 63
 OBJECTS_SHIFT: Final = 48
-OBJECTS_MASK: Final = 0x3FFF
+OBJECTS_MASK: Final = 0x3FF
+SLAB_BYTES_SHIFT: Final = 58  # log2 of the slab's bytes
 
 # -- vmalloc map: one record a granule of the window ------------------------------------------------------------------
 GRANULE_PAGES: Final = 16
@@ -211,7 +275,6 @@ AREA_LAZY: Final = 3
 WINDOW_FACTOR: Final = 2  # addresses in the window per byte of arena
 
 # -- mempool descriptor (a kmalloc'ed block) ---------------------------------------------------------------------------
-POOL_WORDS: Final = 24
 P_NEXT: Final = 0  # word index of the next pool
 P_MIN_NR: Final = 1
 P_CURR_NR: Final = 2
@@ -221,8 +284,8 @@ P_ELEMENTS_BYTES: Final = 5  # offset of the array of element offsets
 P_CAPACITY: Final = 6
 P_ALLOC_FIRST: Final = 7
 P_MISSING: Final = 8  # elements that a failed top-up still owes the reserve
-P_SEQ: Final = 9  # grows with each element that comes back: what waiters sleep on
-P_WAITERS: Final = 10
+P_STATE: Final = 9  # POOL_*
+P_WAITERS: Final = 10  # requests in the queue
 P_GETS_RESERVE: Final = 11
 P_GETS_ALLOC: Final = 12
 P_PUTS_RESERVE: Final = 13
@@ -231,13 +294,73 @@ P_FAILS: Final = 15
 P_LOW: Final = 16  # fewest elements the reserve ever held
 P_ZONE: Final = 17
 P_ELEMENT_BYTES: Final = 18
+P_GRANTED: Final = 19  # elements of the reserve that are granted to requests and not yet taken
+P_HEAD: Final = 20  # word index of the first request of the queue, the oldest; 0 for none
+P_TAIL: Final = 21
+P_FREE_NODES: Final = 22  # word index of the first free request node
+P_CHUNKS: Final = 23  # word index of the youngest chunk of nodes but for the first
+P_NODES: Final = 24  # nodes that are requests: in the queue or granted
+P_TICKETS: Final = 25  # requests that ever were
+P_PEAK_WAITERS: Final = 26
+P_GETS_WAIT: Final = 27  # gets, of those from the reserve, that had to wait
+P_MAX_WAIT_NS: Final = 28
+P_SINCE_NS: Final = 29  # when the two sums below were last brought up to date, while somebody waits
+P_SOME_NS: Final = 30  # time in which at least one request waited
+P_FULL_NS: Final = 31  # time in which no fewer requests waited than elements were out
+P_MADE_NS: Final = 32
+P_REFILLS: Final = 33  # elements that the backing allocator gave to the reserve, the first ones included
+P_REFILL_LOW: Final = 34  # a free that leaves fewer in the reserve than this tops it up to P_REFILL_HIGH
+P_REFILL_HIGH: Final = 35
+P_WIPE: Final = 36  # WIPE_* bits
+P_DAMAGED: Final = 37  # elements whose poison was not whole when they were taken
+P_FAIL_BELOW: Final = 38  # fault injection: the backing fails where a draw of FAIL_BITS bits is below this
+P_FAIL_INTERVAL: Final = 39  # one in so many requests is a candidate
+P_FAIL_TIMES: Final = 40  # injections left, < 0 without limit
+P_FAIL_STATE: Final = 41  # of the generator
+P_FAIL_CALLS: Final = 42
+P_FAILED: Final = 43  # injections so far
+P_WAIT_COUNTS: Final = 48  # histogram of waits, WAIT_BUCKETS counts
+WAIT_BUCKETS: Final = 96  # four to an octave, from 2**WAIT_SHIFT ns on
+WAIT_SHIFT: Final = 8
+P_NODES_FIRST: Final = P_WAIT_COUNTS + WAIT_BUCKETS  # the first chunk of request nodes is part of the descriptor
+FIRST_NODES: Final = 13
+NODE_WORDS: Final = 8
+POOL_WORDS: Final = P_NODES_FIRST + FIRST_NODES * NODE_WORDS
+POOL_LIVE: Final = 0
+POOL_DETACHED: Final = (
+    1  # destroyed by force: elements that are out go to the backing allocator, the last one ends the pool
+)
+N_STATE: Final = 0  # NODE_*; what a sleeper sleeps on
+N_NEXT: Final = 1  # in the queue, or among the free ones
+N_PREV: Final = 2
+N_NEED: Final = 3  # elements wanted, then elements granted and not yet taken
+N_FD: Final = 4  # eventfd to write to when granted; -1: a thread sleeps on N_STATE
+N_SINCE_NS: Final = 5  # when it came to wait; 0: it had not to
+N_TICKET: Final = 6  # of the present request, so that a late word about the last one is told apart; 0: free
+TICKETS: Final = 1 << 24
+TICKET_SHIFT: Final = 38  # a request is named ticket << TICKET_SHIFT | node
+NODE_FREE: Final = 0
+NODE_WAITING: Final = 1
+NODE_GRANTED: Final = 2
+NODE_GONE: Final = 3  # in the queue still, but pool or arena are going: nobody may fall asleep on it
+CHUNK_NODES: Final = 63  # a page of nodes, the first of which links chunks
+WIPE_ZERO_ON_ALLOC: Final = 1
+WIPE_ZERO_ON_FREE: Final = 2
+WIPE_POISON_ON_ALLOC: Final = 4
+WIPE_POISON_ON_FREE: Final = 8
+POISON_FREE: Final = 0x6B6B6B6B6B6B6B6B  # kernel: POISON_FREE, in every byte
+POISON_INUSE: Final = 0x5A5A5A5A5A5A5A5A  # kernel: POISON_INUSE
+FAIL_BITS: Final = 24
+SURPLUS: Final = 1  # status: the face gives this element to its free_fn
 BACKING_KMALLOC: Final = 0
 BACKING_CACHE: Final = 1
 BACKING_PAGES: Final = 2
+BACKING_OBJECT: Final = 3  # elements are numbers of Python objects: the face asks its own alloc_fn
 
 # gfp bits that kernels look at; the full set is in realalloc.gfp
 GFP_DMA_BIT: Final = 0x01
 GFP_ZERO_BIT: Final = 0x100
+GFP_WAIT_BIT: Final = 0x400  # __GFP_DIRECT_RECLAIM: who is refused will wait
 
 LIST_PREV_MASK: Final = 0xFFFFFFFF
 
@@ -245,9 +368,19 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert ZONES + 2 * ZONE_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_INSIDE < ZONES
+assert H_SHEAF_CACHE < ZONES
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
+assert KMALLOC_TABLE + KMALLOC_TABLE_WORDS <= SHEAF_OWNERS
+assert SHEAF_OWNERS + SHEAF_INDICES <= THREADS
+assert SHEAF_BLOCKS + SHEAF_BLOCK_ORDERS == SHEAF_INDICES
+assert THREADS + THREAD_SLOTS * THREAD_WORDS == NULL_RECORD
+assert THREADS % PAGE_WORDS == 0
+assert NULL_RECORD + RECORD_WORDS == MEMMAP
+assert S_BOTTOM + 1 == S_OBJECTS
+assert SHEAF_INDICES <= 1 << (OBJECTS_SHIFT - SHEAF_SHIFT)
+assert MAX_OBJECTS <= min(OBJECTS_MASK, PENDING_MASK)
+assert SHEAF_INDICES * SHEAF_DESC_WORDS == RECORD_WORDS == PAGE_WORDS
 assert PAGE_BYTES // KMALLOC_SIZES[0] <= MAX_OBJECTS  # an order-0 slab of the smallest class fits its free map
 assert KMALLOC_SIZES[-1] == KMALLOC_MAX_CACHE_BYTES == 2 * PAGE_BYTES
 assert (PAGE_BYTES << MAX_SLAB_ORDER) < 1 << (RECIPROCAL_SHIFT // 2)  # the reciprocal is exact below 2**16
@@ -262,7 +395,6 @@ class Plan(NamedTuple):
     caches: int
     resmap: int
     vmap: int
-    memmap: int
     meta_pages: int
     dma_end_pfn: int
     limit_pages: int
@@ -287,15 +419,14 @@ def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | Non
     block = PAGE_BYTES << max(max_order, HUGE_ORDER)
     window_start = -(-(end_pfn << PAGE_SHIFT) // block) * block
     granules = max(64, WINDOW_FACTOR * end_pfn // GRANULE_PAGES)
-    caches = (KMALLOC_TABLE + KMALLOC_TABLE_WORDS + PAGE_WORDS - 1) // PAGE_WORDS * PAGE_WORDS
-    resmap = caches + max_caches * CACHE_WORDS
+    caches = MEMMAP + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES) * PAGE_WORDS
+    resmap = caches + _pages(max_caches * CACHE_WORDS * WORD_BYTES) * PAGE_WORDS
     vmap = resmap + _pages(end_pfn // 8 + 1) * PAGE_WORDS
-    memmap = vmap + _pages(granules * AREA_WORDS * WORD_BYTES) * PAGE_WORDS
-    meta_pages = memmap // PAGE_WORDS + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES)
+    meta_pages = vmap // PAGE_WORDS + _pages(granules * AREA_WORDS * WORD_BYTES)
     dma_end = meta_pages + _pages(dma_bytes)
     limit_pages = end_pfn if limit_bytes is None else limit_bytes >> PAGE_SHIFT
     return Plan(
-        end_pfn, max_order, max_caches, caches, resmap, vmap, memmap, meta_pages, dma_end, limit_pages,
+        end_pfn, max_order, max_caches, caches, resmap, vmap, meta_pages, dma_end, limit_pages,
         window_start, granules, window_start + granules * GRANULE_BYTES,
     )  # fmt: skip
 
@@ -313,9 +444,8 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     words[H_TOTAL_WORDS] = made.total_bytes // WORD_BYTES
     words[H_END_PFN] = made.end_pfn
     words[H_MAX_ORDER] = made.max_order
-    words[H_MEMMAP] = made.memmap
-    words[H_RESMAP] = made.resmap
     words[H_CACHES] = made.caches
+    words[H_RESMAP] = made.resmap
     words[H_MAX_CACHES] = made.max_caches
     words[H_VMAP] = made.vmap
     words[H_VM_START_BYTES] = made.window_start_bytes
@@ -327,6 +457,9 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     limit = min(made.end_pfn, made.dma_end_pfn + made.limit_pages)
     _format_zone(words, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn, limit)
     _format_zone(words, ZONE_DMA, made.meta_pages, made.dma_end_pfn, made.dma_end_pfn)
+    for at in range(NULL_RECORD, NULL_RECORD + RECORD_WORDS, SHEAF_DESC_WORDS):
+        words[at + D_TOP] = words[at + D_PUT] = words[at + D_PUT_END] = H_ZERO
+        words[at + D_BASE] = words[at + D_PUT_BASE] = H_ZERO + 1
     words[H_MAGIC] = MAGIC
 
 

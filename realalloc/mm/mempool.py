@@ -3,7 +3,9 @@
 1. The reserve is an array of element offsets, filled when the pool is made; every page of every element is touched then.
 2. ``alloc`` takes from the reserve first and asks the backing allocator when it is empty (or the other way round, the
    kernel's order, with P_ALLOC_FIRST). ``free`` refills the reserve first.
-3. An element that comes back while somebody waits moves P_SEQ, under the lock, and wakes the sleepers on it.
+3. Who must wait queues (:mod:`realalloc.mm.waiters`). While somebody does, the reserve is the queue's, and so is what the
+   backing allocator gives to somebody who may wait: nobody overtakes. Who may not wait can still have a fresh element.
+4. With BACKING_OBJECT elements are numbers of the face's objects: it makes and frees them, everything else is the same.
 
 Guarantee: curr_nr + out + missing >= capacity, where out = gets - puts and missing is what a failed top-up still owes: an
 element is only given to the backing allocator while the reserve is full. So whoever waits gets one when users return theirs.
@@ -12,87 +14,104 @@ Invariant: 0 <= curr_nr <= capacity = max(1, min_nr), and every reserved element
 
 from __future__ import annotations
 
-from realalloc.mm.atomic import address_of, atomic_load, atomic_store, lock, unlock
-from realalloc.mm.buddy import alloc_block_locked
+from realalloc.mm.atomic import address_of, atomic_load, lock, unlock
 from realalloc.mm.jit import Words, entry, kernel
-from realalloc.mm.kmalloc import kfree_locked, kmalloc_locked, kmalloc_retry_locked, ksize_locked, zero_words
+from realalloc.mm.kmalloc import kfree_locked, kmalloc_retry_locked
 from realalloc.mm.layout import (
-    BACKING_CACHE,
-    BACKING_PAGES,
     BAD_POOL,
     BAD_POOL_ELEMENT,
+    BAD_POOL_POISON,
+    EAGAIN,
     EBUSY,
+    EINVAL,
     ENOMEM,
-    GFP_DMA_BIT,
+    GFP_WAIT_BIT,
     GFP_ZERO_BIT,
-    H_BLOCKS,
     H_CLOSED,
     H_POOLS,
-    KIND_PAGES,
+    N_NEED,
+    N_NEXT,
+    N_STATE,
+    NODE_GRANTED,
+    NODE_WAITING,
     OK,
     P_ALLOC_FIRST,
     P_ARG,
     P_BACKING,
     P_CAPACITY,
     P_CURR_NR,
+    P_DAMAGED,
     P_ELEMENT_BYTES,
     P_ELEMENTS_BYTES,
+    P_FAIL_INTERVAL,
+    P_FAIL_TIMES,
     P_FAILS,
     P_GETS_ALLOC,
     P_GETS_RESERVE,
+    P_GETS_WAIT,
+    P_GRANTED,
+    P_HEAD,
     P_LOW,
+    P_MADE_NS,
     P_MIN_NR,
     P_MISSING,
     P_NEXT,
+    P_NODES,
     P_PUTS_FREE,
     P_PUTS_RESERVE,
-    P_SEQ,
+    P_REFILL_HIGH,
+    P_REFILL_LOW,
+    P_STATE,
     P_WAITERS,
+    P_WIPE,
     P_ZONE,
-    PAGE_SHIFT,
-    PAGE_WORDS,
+    POOL_DETACHED,
+    POOL_LIVE,
     POOL_WORDS,
+    SURPLUS,
+    WIPE_POISON_ON_FREE,
     WORD_BYTES,
-    ZONE_DMA,
 )
 from realalloc.mm.pages import zero_range
-from realalloc.mm.prim import futex_wake_all
+from realalloc.mm.prim import futex_sleep, monotonic_ns
 from realalloc.mm.reclaim import reclaim_locked
-from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
+from realalloc.mm.reserve import (
+    adopt_element,
+    backing_alloc_locked,
+    backing_free_locked,
+    backing_retry_locked,
+    elements_at,
+    fill_words,
+    is_element,
+    is_injected,
+    is_poisoned,
+    pop_element,
+    prefault,
+    push_element,
+    supply_locked,
+    wipe_freed,
+    wipe_taken,
+)
+from realalloc.mm.waiters import (
+    account_locked,
+    enqueue_locked,
+    forget_waiters,
+    free_chunks_locked,
+    grant_locked,
+    init_nodes_locked,
+    leave_locked,
+    node_of,
+    pool_out,
+    request_of,
+    spare_elements,
+    spend_grant_locked,
+    validate_queue_locked,
+    waits_from_now_locked,
+    wake_all_locked,
+)
 
-
-@kernel
-def _backing_alloc(words: Words, p: int, gfp: int) -> int:
-    if words[p + P_BACKING] == BACKING_CACHE:
-        return cache_alloc_locked(words, words[p + P_ARG])
-    if words[p + P_BACKING] == BACKING_PAGES:
-        pfn = alloc_block_locked(words, words[p + P_ZONE], words[p + P_ARG], KIND_PAGES, 0)
-        if pfn < 0:
-            return pfn
-        words[H_BLOCKS] += 1
-        return pfn << PAGE_SHIFT
-    return kmalloc_locked(words, words[p + P_ARG], gfp)
-
-
-@kernel
-def _backing_free(words: Words, p: int, offset: int) -> int:
-    if words[p + P_BACKING] == BACKING_CACHE:
-        return cache_free_locked(words, words[p + P_ARG], offset)
-    return kfree_locked(words, offset)
-
-
-@kernel
-def _prefault(words: Words, offset: int, nbytes: int) -> None:
-    at = offset // WORD_BYTES
-    end = (offset + nbytes - 1) // WORD_BYTES
-    while at <= end:
-        atomic_store(words, at, atomic_load(words, at))  # plain words[at] = words[at] would be optimised away
-        at = (at // PAGE_WORDS + 1) * PAGE_WORDS
-
-
-@kernel
-def _elements(words: Words, p: int) -> int:
-    return words[p + P_ELEMENTS_BYTES] // WORD_BYTES
+SLICE_NS = 5_000_000_000  # kernel: io_schedule_timeout(5 * HZ)
+REFILL_BATCH = 8  # elements that one free tops the reserve up by, at most
 
 
 @entry
@@ -122,165 +141,307 @@ def pool_create(
     words[p + P_ELEMENTS_BYTES] = elements
     words[p + P_CAPACITY] = capacity
     words[p + P_MISSING] = capacity
+    words[p + P_FAIL_INTERVAL] = 1
+    words[p + P_MADE_NS] = monotonic_ns()
+    init_nodes_locked(words, p)
     words[p + P_NEXT] = words[H_POOLS]
     words[H_POOLS] = p
     unlock(words)
     return p
 
 
-@kernel
-def _push(words: Words, p: int, offset: int) -> None:
-    words[_elements(words, p) + words[p + P_CURR_NR]] = offset
-    words[p + P_CURR_NR] += 1
-
-
-@kernel
-def _pop(words: Words, p: int) -> int:
-    left = words[p + P_CURR_NR] - 1
-    words[p + P_CURR_NR] = left
-    words[p + P_LOW] = min(words[p + P_LOW], left)
-    return words[_elements(words, p) + left]
-
-
-@kernel
-def _wake(words: Words, p: int) -> None:
-    lock(words)
-    words[p + P_SEQ] += 1
-    sleepers = words[p + P_WAITERS]
-    unlock(words)
-    if sleepers != 0:
-        futex_wake_all(address_of(words) + (p + P_SEQ) * WORD_BYTES)
-
-
 @entry
 def pool_fill(words: Words, p: int) -> int:
-    """Top the reserve up from the backing allocator; OK, or why it stopped. Elements are prefaulted.
+    """Top the reserve up from the backing allocator by what it is owed; OK, or why it stopped. Elements are prefaulted.
 
     The lock is held for one element at a time: page faults are slow.
     """
     status = OK
     while status == OK and words[p + P_MISSING] > 0:
         lock(words)
-        gfp = GFP_DMA_BIT if words[p + P_ZONE] == ZONE_DMA else 0
-        offset = _backing_alloc(words, p, gfp)
-        if offset == ENOMEM and reclaim_locked(words) > 0:
-            offset = _backing_alloc(words, p, gfp)
+        offset = backing_retry_locked(words, p, 0)
         unlock(words)
         if offset < 0:
             return offset
-        _prefault(words, offset, words[p + P_ELEMENT_BYTES])
+        prefault(words, offset, words[p + P_ELEMENT_BYTES])
+        wipe_freed(words, p, offset)
         lock(words)
         if words[p + P_MISSING] > 0 and words[p + P_CURR_NR] < words[p + P_CAPACITY]:
-            words[p + P_MISSING] -= 1
-            _push(words, p, offset)
+            adopt_element(words, p, offset)
         else:  # others returned theirs meanwhile
             words[p + P_MISSING] = 0
-            _backing_free(words, p, offset)
+            backing_free_locked(words, p, offset)
         words[p + P_LOW] = words[p + P_CURR_NR]
+        grant_locked(words, p)
         unlock(words)
-    _wake(words, p)
     return status
 
 
 @kernel
-def _pool_take(words: Words, p: int, gfp: int) -> int:
-    if words[p + P_ALLOC_FIRST] == 0 and words[p + P_CURR_NR] > 0:
-        words[p + P_GETS_RESERVE] += 1
-        return _pop(words, p)
-    zone_gfp = gfp | (GFP_DMA_BIT if words[p + P_ZONE] == ZONE_DMA else 0)
-    offset = _backing_alloc(words, p, zone_gfp)
-    if offset < 0 and words[p + P_CURR_NR] > 0:
-        words[p + P_GETS_RESERVE] += 1
-        return _pop(words, p)
-    if offset == ENOMEM and reclaim_locked(words) > 0:
-        offset = _backing_alloc(words, p, zone_gfp)
+def _serve_locked(words: Words, p: int) -> int:
+    """Serve the queue from the reserve and the backing allocator; return what stopped it, OK if nobody waits any more."""
+    status = OK
+    grant_locked(words, p)
+    while words[p + P_HEAD] != 0 and status == OK:
+        need = words[words[p + P_HEAD] + N_NEED]
+        status = supply_locked(words, p, words[p + P_GRANTED] + need, need)
+        before = words[p + P_WAITERS]
+        grant_locked(words, p)
+        if words[p + P_WAITERS] == before and status == OK:
+            return ENOMEM  # the reserve is full of what others were granted
+    return status
+
+
+@entry
+def pool_refill(words: Words, p: int, target: int) -> int:
+    """Top the reserve up, beyond what it is owed; OK, or why it stopped."""
+    lock(words)
+    status = supply_locked(words, p, target, target) if words[H_CLOSED] == 0 else ENOMEM
+    grant_locked(words, p)
+    unlock(words)
+    return status
+
+
+@kernel
+def _pop_reserved(words: Words, p: int) -> int:
+    account_locked(words, p)
+    words[p + P_GETS_RESERVE] += 1
+    return pop_element(words, p)
+
+
+@kernel
+def _fresh(words: Words, p: int, gfp: int) -> int:
+    offset = backing_alloc_locked(words, p, gfp)
     if offset > 0:
+        account_locked(words, p)
         words[p + P_GETS_ALLOC] += 1
-    else:
-        words[p + P_FAILS] += 1
     return offset
+
+
+@kernel
+def _take_locked(words: Words, p: int, gfp: int) -> int:
+    """Take an element: ``offset << 1 | 1`` of the reserve, ``offset << 1`` a fresh one, or a status."""
+    if words[p + P_WAITERS] > 0 and gfp & GFP_WAIT_BIT:
+        return ENOMEM  # it will queue
+    mine = spare_elements(words, p) if words[p + P_WAITERS] == 0 else 0
+    if words[p + P_ALLOC_FIRST] == 0 and mine > 0:
+        return _pop_reserved(words, p) << 1 | 1
+    offset = _fresh(words, p, gfp)
+    if offset < 0 and mine > 0:
+        return _pop_reserved(words, p) << 1 | 1
+    if offset == ENOMEM and words[p + P_FAIL_TIMES] == 0 and reclaim_locked(words) > 0:
+        offset = _fresh(words, p, gfp)
+    if offset < 0:
+        words[p + P_FAILS] += 1
+        return offset
+    return offset << 1
+
+
+@kernel
+def _handed(words: Words, p: int, taken: int) -> int:
+    """Finish what was taken, without the lock; return the offset or the status."""
+    if taken < 0:
+        return taken
+    if words[p + P_WIPE] != 0:
+        wipe_taken(words, p, taken >> 1, taken & 1)
+    return taken >> 1
 
 
 @entry
 def pool_alloc(words: Words, p: int, gfp: int) -> int:
     """Return the offset of an element, ENOMEM, or EAGAIN if the face must construct a slab first. Never sleeps."""
     lock(words)
-    offset = _pool_take(words, p, gfp) if words[H_CLOSED] == 0 else ENOMEM
+    gone = words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE
+    taken = _take_locked(words, p, gfp) if not gone else ENOMEM
     unlock(words)
+    offset = _handed(words, p, taken)
     if offset > 0 and gfp & GFP_ZERO_BIT:
-        zero_words(words, offset, words[p + P_ELEMENT_BYTES])
+        fill_words(words, p, offset, 0)
     return offset
 
 
 @entry
 def pool_alloc_reserved(words: Words, p: int) -> int:
-    """Return an element of the reserve, ENOMEM if it is empty (kernel: mempool_alloc_preallocated)."""
+    """Return an element of the reserve, ENOMEM if nobody waiting leaves one (kernel: mempool_alloc_preallocated)."""
     lock(words)
-    offset = ENOMEM
-    if words[H_CLOSED] == 0 and words[p + P_CURR_NR] > 0:
-        words[p + P_GETS_RESERVE] += 1
-        offset = _pop(words, p)
+    taken = ENOMEM
+    if words[H_CLOSED] == 0 and words[p + P_STATE] == POOL_LIVE and words[p + P_WAITERS] == 0:
+        taken = _pop_reserved(words, p) << 1 | 1 if spare_elements(words, p) > 0 else ENOMEM
     unlock(words)
-    return offset
+    return _handed(words, p, taken)
+
+
+@entry
+def _end_if_last(words: Words, p: int) -> int:
+    """Free the descriptor of a detached pool with its last element or waiter."""
+    if words[p + P_STATE] == POOL_DETACHED and pool_out(words, p) == 0 and words[p + P_NODES] == 0:
+        free_chunks_locked(words, p)
+        kfree_locked(words, p * WORD_BYTES)
+    return OK
 
 
 @entry
 def pool_free(words: Words, p: int, offset: int) -> int:
-    """Take an element back: into the reserve if that has room, else to the backing allocator."""
+    """Take an element back: into the reserve if that has room, else to the backing allocator (SURPLUS: by the face)."""
+    if words[p + P_WIPE] != 0:
+        wipe_freed(words, p, offset)
     lock(words)
     status = OK
+    account_locked(words, p)
     if words[p + P_CURR_NR] < words[p + P_CAPACITY]:
         words[p + P_PUTS_RESERVE] += 1
-        _push(words, p, offset)
+        push_element(words, p, offset)
+        if words[p + P_WAITERS] > 0:
+            grant_locked(words, p)
+        if words[p + P_CURR_NR] < words[p + P_REFILL_LOW]:
+            supply_locked(words, p, words[p + P_REFILL_HIGH], REFILL_BATCH)
+            grant_locked(words, p)
     else:
-        status = _backing_free(words, p, offset)
-        if status == OK:
-            words[p + P_PUTS_FREE] += 1
-    words[p + P_SEQ] += 1
-    sleepers = words[p + P_WAITERS]
+        status = backing_free_locked(words, p, offset)
+        words[p + P_PUTS_FREE] += 1 if status >= OK else 0
+        _end_if_last(words, p)
     unlock(words)
-    if sleepers != 0:
-        futex_wake_all(address_of(words) + (p + P_SEQ) * WORD_BYTES)
     return status
 
 
 @kernel
-def pool_out(words: Words, p: int) -> int:
-    """Count elements that users hold."""
-    gets = words[p + P_GETS_RESERVE] + words[p + P_GETS_ALLOC]
-    return gets - words[p + P_PUTS_RESERVE] - words[p + P_PUTS_FREE]
+def _begin_locked(words: Words, p: int, need: int, fd: int) -> int:
+    """Queue a request; return its node, or a status."""
+    if words[H_CLOSED] != 0:
+        return ENOMEM
+    if words[p + P_STATE] != POOL_LIVE or need > words[p + P_CAPACITY]:
+        return EINVAL
+    node = enqueue_locked(words, p, need, fd)
+    return node if node != 0 else ENOMEM
+
+
+@kernel
+def _begun_locked(words: Words, p: int, node: int) -> int:
+    """Serve the queue; OK if that reached a new node, else EAGAIN or EBUSY."""
+    status = _serve_locked(words, p)
+    if words[node + N_STATE] == NODE_GRANTED:
+        return OK
+    waits_from_now_locked(words, p, node)
+    return EAGAIN if status == EAGAIN else EBUSY
+
+
+@kernel
+def _claim_locked(words: Words, p: int, request: int) -> int:
+    node = node_of(words, request)
+    if node == 0 or words[p + P_STATE] != POOL_LIVE:
+        return EINVAL
+    if words[node + N_STATE] != NODE_GRANTED:
+        return EBUSY
+    words[p + P_GETS_WAIT] += spend_grant_locked(words, p, node)
+    return _pop_reserved(words, p) << 1 | 1
+
+
+@kernel
+def _largest_need(words: Words, p: int) -> int:
+    largest = 0
+    node = words[p + P_HEAD]
+    while node != 0:
+        largest = max(largest, words[node + N_NEED])
+        node = words[node + N_NEXT]
+    return largest
 
 
 @entry
-def pool_wait_begin(words: Words, p: int) -> int:
-    """Announce a sleeper; return the sequence that it must have seen before it looks for an element again."""
+def pool_wait_begin(words: Words, p: int, need: int, fd: int, out: Words) -> int:
+    """Queue a request for ``need`` elements: ``out[0]`` is its name for the verbs below, 0 if there is none.
+
+    OK: granted at once. EBUSY: it waits, for N_STATE to change or for ``fd`` to be written. EAGAIN: it waits, and the face
+    could construct a slab. ENOMEM: no memory for a node, or the arena is closed. EINVAL: the pool is going.
+    """
     lock(words)
-    words[p + P_WAITERS] += 1
-    sequence = words[p + P_SEQ]
+    status = _begin_locked(words, p, need, fd)
+    out[0] = request_of(words, status) if status > 0 else 0
+    if status > 0:
+        status = _begun_locked(words, p, status)
     unlock(words)
-    return sequence
+    return status
 
 
 @entry
-def pool_wait_end(words: Words, p: int) -> int:
-    """Take the announcement back."""
+def pool_claim(words: Words, p: int, request: int) -> int:
+    """Take one of the elements that a request was granted; EBUSY if it was granted none, EINVAL if it is over."""
     lock(words)
-    words[p + P_WAITERS] -= 1
+    taken = _claim_locked(words, p, request)
+    unlock(words)
+    return _handed(words, p, taken)
+
+
+@entry
+def pool_wait_end(words: Words, p: int, request: int) -> int:
+    """Give a request up, with what it was granted and has not taken; nothing if it is over."""
+    lock(words)
+    leave_locked(words, p, request)
+    _end_if_last(words, p)
     unlock(words)
     return OK
 
 
 @entry
-def pool_resize(words: Words, p: int, min_nr: int) -> int:
-    """Change min_nr: surplus elements go back now; :func:`pool_fill` adds missing ones. ENOMEM changes nothing."""
+def pool_serve(words: Words, p: int) -> int:
+    """Ask the backing allocator once more for those who wait; return what stopped it."""
+    lock(words)
+    status = _serve_locked(words, p) if words[H_CLOSED] == 0 else ENOMEM
+    unlock(words)
+    return status
+
+
+@entry
+def pool_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
+    """Return the offset of an element, waiting for one for up to ``timeout_ns``, < 0: without limit; ENOMEM when the time is
+    over, the arena is closed or the pool is going. Sleeps in slices: the backing allocator does not say when it has memory.
+    """
+    offset = pool_alloc(words, p, GFP_WAIT_BIT)
+    if offset > 0 or timeout_ns == 0:
+        return offset
+    deadline = monotonic_ns() + timeout_ns
+    lock(words)
+    node = _begin_locked(words, p, 1, -1)
+    request = request_of(words, node) if node > 0 else 0
+    status = _begun_locked(words, p, node) if node > 0 else ENOMEM
+    unlock(words)
+    if node <= 0:
+        return ENOMEM
+    while status != OK:
+        left = SLICE_NS if timeout_ns < 0 else min(SLICE_NS, deadline - monotonic_ns())
+        if left <= 0 or words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE:
+            break
+        futex_sleep(address_of(words) + (node + N_STATE) * WORD_BYTES, NODE_WAITING, left)
+        if atomic_load(words, node + N_STATE) == NODE_WAITING:
+            pool_serve(words, p)
+        status = OK if atomic_load(words, node + N_STATE) == NODE_GRANTED else EBUSY
+    offset = pool_claim(words, p, request) if status == OK else ENOMEM
+    if offset < 0:
+        pool_wait_end(words, p, request)
+    return max(offset, ENOMEM)
+
+
+@entry
+def pool_resize(words: Words, p: int, min_nr: int, out: Words) -> int:
+    """Change min_nr: surplus elements go back now; :func:`pool_fill` adds missing ones. ENOMEM changes nothing.
+
+    What is granted stays: the reserve cannot shrink below it, EBUSY. ``out[0]`` counts elements that the face must free
+    (BACKING_OBJECT), their numbers follow.
+    """
     capacity = max(1, min_nr)
     lock(words)
+    out[0] = 0
+    if capacity < words[p + P_GRANTED] or _largest_need(words, p) > capacity:
+        unlock(words)
+        return EBUSY
     fresh = kmalloc_retry_locked(words, capacity * WORD_BYTES, 0)
     if fresh > 0:
         while words[p + P_CURR_NR] > capacity:
-            _backing_free(words, p, _pop(words, p))
+            offset = pop_element(words, p)
+            if backing_free_locked(words, p, offset) == SURPLUS:
+                out[0] += 1
+                out[out[0]] = offset
         for k in range(words[p + P_CURR_NR]):
-            words[fresh // WORD_BYTES + k] = words[_elements(words, p) + k]
+            words[fresh // WORD_BYTES + k] = words[elements_at(words, p) + k]
         kfree_locked(words, words[p + P_ELEMENTS_BYTES])
         words[p + P_ELEMENTS_BYTES] = fresh
         words[p + P_MIN_NR] = min_nr
@@ -292,18 +453,26 @@ def pool_resize(words: Words, p: int, min_nr: int) -> int:
 
 
 @entry
-def pool_destroy(words: Words, p: int) -> int:
-    """Give reserve and descriptor back; EBUSY, with nothing changed, while elements are out or somebody waits, who is
-    woken to look: a sleeper will still touch the descriptor.
+def pool_destroy(words: Words, p: int, force: int, out: Words) -> int:
+    """End a pool: its reserve goes back. EBUSY, with nothing changed, while elements are out or somebody waits; both are
+    woken or left to end by themselves with ``force``. Numbers of objects go to ``out`` as in :func:`pool_resize`.
     """
-    _wake(words, p)
     lock(words)
-    if pool_out(words, p) != 0 or words[p + P_WAITERS] != 0:
+    out[0] = 0
+    if force == 0 and (pool_out(words, p) != 0 or words[p + P_NODES] != 0):
         unlock(words)
         return EBUSY
+    words[p + P_STATE] = POOL_DETACHED
+    wake_all_locked(words, p)
     while words[p + P_CURR_NR] > 0:
-        _backing_free(words, p, _pop(words, p))
+        offset = pop_element(words, p)
+        if backing_free_locked(words, p, offset) == SURPLUS:
+            out[0] += 1
+            out[out[0]] = offset
     kfree_locked(words, words[p + P_ELEMENTS_BYTES])
+    words[p + P_ELEMENTS_BYTES] = 0
+    words[p + P_CAPACITY] = 0
+    words[p + P_REFILL_LOW] = 0
     if words[H_POOLS] == p:
         words[H_POOLS] = words[p + P_NEXT]
     else:
@@ -311,18 +480,51 @@ def pool_destroy(words: Words, p: int) -> int:
         while words[before + P_NEXT] != p:
             before = words[before + P_NEXT]
         words[before + P_NEXT] = words[p + P_NEXT]
-    kfree_locked(words, p * WORD_BYTES)
+    _end_if_last(words, p)
     unlock(words)
     return OK
 
 
 @entry
+def pool_object(words: Words, p: int, number: int, reserved: int) -> int:
+    """Take note of an object that the face has made: into the reserve, or, where that is full, SURPLUS; with ``reserved`` 0
+    it goes out at once. ENOMEM when the pool is gone.
+    """
+    lock(words)
+    status = OK
+    if words[p + P_STATE] != POOL_LIVE:
+        status = ENOMEM
+    elif reserved == 0:
+        account_locked(words, p)
+        words[p + P_GETS_ALLOC] += 1
+    elif words[p + P_CURR_NR] < words[p + P_CAPACITY]:
+        adopt_element(words, p, number)
+        words[p + P_LOW] = max(words[p + P_LOW], words[p + P_CURR_NR])
+        grant_locked(words, p)
+    else:
+        status = SURPLUS
+    unlock(words)
+    return status
+
+
+@entry
+def pool_injects(words: Words, p: int) -> int:
+    """Tell whether this call of the face's alloc_fn is to fail; 1 or 0."""
+    lock(words)
+    result = is_injected(words, p)
+    unlock(words)
+    return result
+
+
+@entry
 def wake_pools(words: Words) -> int:
     """Wake whoever waits on any pool: the arena closes."""
+    lock(words)
     p = words[H_POOLS]
     while p != 0:
-        _wake(words, p)
+        wake_all_locked(words, p)
         p = words[p + P_NEXT]
+    unlock(words)
     return OK
 
 
@@ -331,12 +533,12 @@ def after_fork(words: Words) -> int:
     """Forget the sleepers of the parent: their threads do not exist in the child."""
     p = words[H_POOLS]
     while p != 0:
-        words[p + P_WAITERS] = 0
+        forget_waiters(words, p)
         p = words[p + P_NEXT]
     return OK
 
 
-@kernel
+@entry
 def _validate_pool_locked(words: Words, p: int) -> int:
     curr = words[p + P_CURR_NR]
     capacity = words[p + P_CAPACITY]
@@ -345,15 +547,14 @@ def _validate_pool_locked(words: Words, p: int) -> int:
     if curr + pool_out(words, p) + words[p + P_MISSING] < capacity or words[p + P_WAITERS] < 0:
         return BAD_POOL
     for k in range(curr):
-        offset = words[_elements(words, p) + k]
-        if words[p + P_BACKING] == BACKING_CACHE:
-            if is_live_object(words, words[p + P_ARG], offset) == 0:
-                return BAD_POOL_ELEMENT
-        elif ksize_locked(words, offset) < words[p + P_ELEMENT_BYTES]:
+        offset = words[elements_at(words, p) + k]
+        if is_element(words, p, offset) == 0 or (k > 0 and words[elements_at(words, p) + k - 1] == offset):
             return BAD_POOL_ELEMENT
-        if k > 0 and words[_elements(words, p) + k - 1] == offset:
-            return BAD_POOL_ELEMENT
-    return OK
+        if words[p + P_WIPE] & WIPE_POISON_ON_FREE and is_poisoned(words, p, offset) == 0:
+            return BAD_POOL_POISON
+    if words[p + P_DAMAGED] != 0:
+        return BAD_POOL_POISON
+    return validate_queue_locked(words, p)
 
 
 @entry

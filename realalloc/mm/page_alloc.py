@@ -2,7 +2,7 @@
 
 A run of ``n`` contiguous pages up to the largest block is cut from one (kernel: alloc_pages_exact); a longer one is made of
 adjacent free blocks of the largest order, found from the zone's start, the frontier included (alloc_contig_pages).
-Guarantees: ENOMEM takes nothing; lazy areas and empty slabs are reclaimed once before it is said.
+Guarantees: ENOMEM takes nothing; sheaves, lazy areas and empty slabs are reclaimed once before it is said.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from realalloc.mm.layout import (
     ZONE_SHIFT,
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, set_resident_locked, zero_pages, zone_at
+from realalloc.mm.pcp import fetch_block_locked, keep_block_locked, pop_block_slow, push_block
 from realalloc.mm.reclaim import reclaim_locked
 
 
@@ -58,7 +59,7 @@ from realalloc.mm.reclaim import reclaim_locked
 def _run_is_free(words: Words, zone: int, pfn: int, end: int) -> int:
     """Check that free blocks cover ``[pfn, end)`` without a hole."""
     while pfn < end:
-        info = words[page_at(words, pfn) + PG_INFO]
+        info = words[page_at(pfn) + PG_INFO]
         if info & KIND_MASK != KIND_FREE or info >> ZONE_SHIFT & ZONE_MASK != zone:
             return 0
         pfn += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
@@ -97,7 +98,7 @@ def _claim(words: Words, zone: int, pfn: int, pages: int) -> None:
     end = pfn + pages
     at = pfn
     while at < end:
-        order = words[page_at(words, at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+        order = words[page_at(at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
         list_remove(words, zone, at, order)
         at += 1 << order
     z = zone_at(zone)
@@ -126,7 +127,7 @@ def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
         if zero != 0:
             zero_pages(words, pfn, pages)
         set_resident_locked(words, pfn, pages)
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     words[page + PG_INFO] = KIND_RUN | zone << ZONE_SHIFT
     words[page + PG_LINK] = 0
     words[page + PG_MAP0] = pages
@@ -136,7 +137,7 @@ def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
 @kernel
 def free_run_locked(words: Words, pfn: int) -> None:
     """Free a run whose first page is ``pfn``."""
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     zone = words[page + PG_INFO] >> ZONE_SHIFT & ZONE_MASK
     words[page + PG_INFO] = KIND_NONE
     words[zone_at(zone) + Z_FREES] += 1
@@ -151,18 +152,38 @@ def zone_for(words: Words, gfp: int) -> int:
     return ZONE_DMA if words[H_NR_ZONES] > 1 else -1
 
 
+@kernel
+def _fetch_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
+    if zone == ZONE_NORMAL:
+        return fetch_block_locked(words, order, kind, gfp & GFP_ZERO_BIT)
+    pfn = alloc_block_locked(words, zone, order, kind, gfp & GFP_ZERO_BIT)
+    words[H_BLOCKS] += 1 if pfn > 0 else 0
+    return pfn
+
+
+@entry
+def fetch_retry_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
+    """Get a block from the buddy, reclaiming once if pages have run out; H_BLOCKS counts it."""
+    pfn = _fetch_locked(words, zone, order, kind, gfp)
+    if pfn < 0 and order <= words[H_MAX_ORDER] and reclaim_locked(words) > 0:
+        pfn = _fetch_locked(words, zone, order, kind, gfp)
+    return pfn
+
+
 @entry
 def alloc_pages(words: Words, order: int, gfp: int) -> int:
     """Return the pfn of a block of ``1 << order`` pages, aligned to its size, or ENOMEM."""
     zone = zone_for(words, gfp)
     if order < 0 or zone < 0 or words[H_CLOSED] != 0:
         return ENOMEM
+    if zone == ZONE_NORMAL:
+        pfn = pop_block_slow(words, order, KIND_PAGES)
+        if pfn != 0:
+            if gfp & GFP_ZERO_BIT:
+                zero_pages(words, pfn, 1 << order)
+            return pfn
     lock(words)
-    pfn = alloc_block_locked(words, zone, order, KIND_PAGES, gfp & GFP_ZERO_BIT)
-    if pfn < 0 and order <= words[H_MAX_ORDER] and reclaim_locked(words) > 0:
-        pfn = alloc_block_locked(words, zone, order, KIND_PAGES, gfp & GFP_ZERO_BIT)
-    if pfn > 0:
-        words[H_BLOCKS] += 1
+    pfn = fetch_retry_locked(words, zone, order, KIND_PAGES, gfp)
     unlock(words)
     return pfn
 
@@ -185,7 +206,9 @@ def alloc_run(words: Words, pages: int, gfp: int) -> int:
 
 @kernel
 def free_any_block_locked(words: Words, pfn: int) -> None:
-    """Free the block or run that begins at ``pfn``; the caller has checked that there is one."""
+    """Free the block or run that begins at ``pfn``, or keep it; the caller has checked that there is one."""
+    if kind_of(words, pfn) != KIND_RUN and keep_block_locked(words, pfn) == 1:
+        return
     words[H_BLOCKS] -= 1
     if kind_of(words, pfn) == KIND_RUN:
         free_run_locked(words, pfn)
@@ -197,6 +220,9 @@ def free_any_block_locked(words: Words, pfn: int) -> None:
 def free_pages(words: Words, pfn: int, order: int) -> int:
     """Free a block from :func:`alloc_pages`; EINVAL if it is none or its order is another (-1: any, runs too)."""
     status = EINVAL
+    kind = kind_of(words, pfn)
+    if kind == KIND_PAGES and order in (-1, order_at(words, pfn)) and push_block(words, pfn) == 1:
+        return OK
     lock(words)
     kind = kind_of(words, pfn)
     if (kind == KIND_RUN and order == -1) or (kind == KIND_PAGES and order in (-1, order_at(words, pfn))):
@@ -217,7 +243,7 @@ def alloc_pages_bulk(words: Words, count: int, gfp: int, out: Words) -> int:
     while done < count:
         pfn = alloc_block_locked(words, zone, 0, KIND_PAGES, gfp & GFP_ZERO_BIT)
         if pfn < 0 and reclaim_locked(words) > 0:
-            pfn = alloc_block_locked(words, zone, 0, KIND_PAGES, gfp & GFP_ZERO_BIT)
+            continue
         if pfn < 0:
             break
         out[done] = pfn

@@ -12,12 +12,13 @@ from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     H_COMMITTED_PAGES,
     H_END_PFN,
-    H_MEMMAP,
     H_PEAK_COMMITTED_PAGES,
     H_RESMAP,
     KIND_MASK,
     KIND_NONE,
     KIND_RUN,
+    KIND_TAIL,
+    MEMMAP,
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
@@ -46,15 +47,15 @@ def zone_at(zone: int) -> int:
 
 
 @kernel
-def page_at(words: Words, pfn: int) -> int:
+def page_at(pfn: int) -> int:
     """Return the word index of a page's struct page."""
-    return words[H_MEMMAP] + pfn * PAGE_STRUCT_WORDS
+    return MEMMAP + pfn * PAGE_STRUCT_WORDS
 
 
 @kernel
 def zone_of(words: Words, pfn: int) -> int:
     """Return the zone that a page belongs to."""
-    return words[page_at(words, pfn) + PG_INFO] >> ZONE_SHIFT & ZONE_MASK
+    return words[page_at(pfn) + PG_INFO] >> ZONE_SHIFT & ZONE_MASK
 
 
 @kernel
@@ -62,21 +63,24 @@ def kind_of(words: Words, pfn: int) -> int:
     """Return the kind of the block that begins at ``pfn``, KIND_NONE for anything that is not a first page."""
     if pfn <= 0 or pfn >= words[H_END_PFN]:
         return KIND_NONE
-    return words[page_at(words, pfn) + PG_INFO] & KIND_MASK
+    return words[page_at(pfn) + PG_INFO] & KIND_MASK
 
 
 @kernel
 def order_at(words: Words, pfn: int) -> int:
     """Return the order of the block that begins at ``pfn``."""
-    return words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+    return words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
 
 
 @kernel
 def pages_at(words: Words, pfn: int) -> int:
     """Return the length in pages of the block or run that begins at ``pfn``, 1 inside one."""
-    page = page_at(words, pfn)
-    if words[page + PG_INFO] & KIND_MASK == KIND_RUN:
+    page = page_at(pfn)
+    kind = words[page + PG_INFO] & KIND_MASK
+    if kind == KIND_RUN:
         return words[page + PG_MAP0]
+    if kind == KIND_TAIL:
+        return 1
     return 1 << (words[page + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
 
 

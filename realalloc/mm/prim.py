@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import time
 from typing import Any
 
 import llvmlite.binding
@@ -26,6 +27,8 @@ FUTEX_WAKE_PRIVATE = 1 | 128
 FUTEX_WAIT_PRIVATE = 0 | 128
 SYS_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 202)
 ALL_WAITERS = 1 << 30
+NS = 1_000_000_000
+CLOCK_MONOTONIC = 1
 SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}.get(platform.machine(), 324)
 MEMBARRIER_PRIVATE_EXPEDITED = 1 << 3
 MEMBARRIER_REGISTER_PRIVATE_EXPEDITED = 1 << 4
@@ -66,22 +69,28 @@ def _emit_yield(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any
     return _call(builder, "sched_yield", _I32, [], [])
 
 
-# What a waiter does between two looks at a lock: a function pointer, so that the room above can replace sched_yield(2) by
-# something that also lets go of what only it knows of. Reached by symbol: machine code on disk may hold no address.
-_relax = (ctypes.c_int64 * 1)(ctypes.cast(_libc.sched_yield, ctypes.c_void_p).value or 0)
-_RELAX_SYMBOL = "realalloc_relax"
-llvmlite.binding.add_symbol(_RELAX_SYMBOL, ctypes.addressof(_relax))
+# The key under which a thread tells the C library that it has slots: its destructor runs when the thread ends. -1: none yet.
+_thread_key = (ctypes.c_int64 * 1)(-1)
+_THREAD_KEY_SYMBOL = "realalloc_thread_key"
+llvmlite.binding.add_symbol(_THREAD_KEY_SYMBOL, ctypes.addressof(_thread_key))
 
 
-def set_relax(address: int) -> None:
-    """Let waiters call another C function, ``int f(void)``, for the life of the process."""
-    _relax[0] = address
+def set_thread_key(key: int) -> None:
+    """Let threads that get a slot store their identity under this pthread key, for the life of the process."""
+    _thread_key[0] = key
 
 
-def _emit_relax(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-    slot = builder.module.globals.get(_RELAX_SYMBOL) or ir.GlobalVariable(builder.module, _I64, _RELAX_SYMBOL)
-    function = builder.inttoptr(builder.load(slot), ir.FunctionType(_I32, []).as_pointer())
-    return builder.sext(builder.call(function, []), _I64)
+def _global(builder: Any, name: str) -> Any:
+    return builder.module.globals.get(name) or ir.GlobalVariable(builder.module, _I64, name)
+
+
+def _emit_thread_watch(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    key = builder.load(_global(builder, _THREAD_KEY_SYMBOL))
+    with builder.if_then(builder.icmp_signed(">=", key, _constant(0))):
+        kind = ir.FunctionType(_I32, [_I32, _I64])
+        function = cgutils.get_or_insert_function(builder.module, kind, "pthread_setspecific")
+        builder.call(function, [builder.trunc(key, _I32), args[0]])
+    return _constant(0)
 
 
 def _emit_madvise(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -103,9 +112,49 @@ def _emit_forget(_context: Any, builder: Any, _signature: Any, args: Any) -> Any
     return builder.select(negative, result, _constant(0))
 
 
-def _emit_wake(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-    given = [_constant(SYS_FUTEX), args[0], _constant(FUTEX_WAKE_PRIVATE), _constant(ALL_WAITERS)]
-    return _call(builder, "syscall", _I64, [_I64, _I64, _I64, _I64], given)
+def _emit_wake(count: int) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        given = [_constant(SYS_FUTEX), args[0], _constant(FUTEX_WAKE_PRIVATE), _constant(count)]
+        return _call(builder, "syscall", _I64, [_I64] * 4, given)
+
+    return emit
+
+
+def _emit_eventfd(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return _call(builder, "eventfd_write", _I32, [_I32, _I64], [args[0], _constant(1)])
+
+
+def _timespec(builder: Any) -> Any:
+    with builder.goto_entry_block():
+        return builder.alloca(ir.ArrayType(_I64, 2))
+
+
+def _part(builder: Any, timespec: Any, index: int) -> Any:
+    return builder.gep(timespec, [ir.Constant(_I32, 0), ir.Constant(_I32, index)])
+
+
+def _emit_sleep(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    address, expected, timeout_ns = args
+    timespec = _timespec(builder)
+    builder.store(builder.sdiv(timeout_ns, _constant(NS)), _part(builder, timespec, 0))
+    builder.store(builder.srem(timeout_ns, _constant(NS)), _part(builder, timespec, 1))
+    endless = builder.icmp_signed("<", timeout_ns, _constant(0))
+    limit = builder.select(endless, _constant(0), builder.ptrtoint(timespec, _I64))
+    given = [_constant(SYS_FUTEX), address, _constant(FUTEX_WAIT_PRIVATE), expected, limit]
+    return _call(builder, "syscall", _I64, [_I64] * 5, given)
+
+
+def _emit_monotonic(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+    timespec = _timespec(builder)
+    _call(builder, "clock_gettime", _I32, [_I32, _I64], [_constant(CLOCK_MONOTONIC), builder.ptrtoint(timespec, _I64)])
+    seconds, rest = (builder.load(_part(builder, timespec, k)) for k in (0, 1))
+    return builder.add(builder.mul(seconds, _constant(NS)), rest)
+
+
+def _futex(address: int, operation: int, value: int, timeout_ns: int = -1) -> int:
+    limit = ctypes.byref((ctypes.c_long * 2)(*divmod(int(timeout_ns), NS))) if timeout_ns >= 0 else ctypes.c_void_p(0)
+    word = ctypes.c_uint(int(value) & 0xFFFFFFFF)
+    return _twin(_libc.syscall(ctypes.c_long(SYS_FUTEX), ctypes.c_void_p(int(address)), operation, word, limit))
 
 
 def _emit_membarrier(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -126,11 +175,10 @@ def sched_yield() -> int:
     return 0
 
 
-@native(_emit_relax)
-def relax() -> int:
-    """Let others run: the holder of a lock, above all."""
-    os.sched_yield()
-    return 0
+@native(_emit_thread_watch)
+def thread_watch(identity: int) -> int:
+    """Have the C library say when the calling thread ends (pthread_setspecific(3)); nothing without machine code."""
+    return 0 * identity
 
 
 @native(_emit_madvise)
@@ -160,8 +208,34 @@ def forget(address: int, length: int) -> int:
     return -ctypes.get_errno() if result == -1 else 0
 
 
-@native(_emit_wake)
+@native(_emit_wake(ALL_WAITERS))
 def futex_wake_all(address: int) -> int:
     """Wake every thread that sleeps on the 32-bit word at ``address``."""
-    wake = (ctypes.c_long(SYS_FUTEX), ctypes.c_void_p(int(address)), FUTEX_WAKE_PRIVATE, ALL_WAITERS)
-    return _twin(_libc.syscall(*wake))
+    return _futex(address, FUTEX_WAKE_PRIVATE, ALL_WAITERS)
+
+
+@native(_emit_wake(1))
+def futex_wake_one(address: int) -> int:
+    """Wake one of them."""
+    return _futex(address, FUTEX_WAKE_PRIVATE, 1)
+
+
+@native(_emit_eventfd)
+def eventfd_signal(fd: int) -> int:
+    """Add 1 to an eventfd (eventfd(2)): an event loop that watches it wakes."""
+    os.eventfd_write(int(fd), 1)
+    return 0
+
+
+@native(_emit_sleep)
+def futex_sleep(address: int, expected: int, timeout_ns: int) -> int:
+    """Sleep while the 32-bit word at ``address`` is ``expected``, until woken or for ``timeout_ns``, < 0: without limit. It
+    may also end for no reason.
+    """
+    return _futex(address, FUTEX_WAIT_PRIVATE, expected, timeout_ns)
+
+
+@native(_emit_monotonic)
+def monotonic_ns() -> int:
+    """Return the monotonic clock."""
+    return time.monotonic_ns()

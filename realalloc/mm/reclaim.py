@@ -13,9 +13,10 @@ from realalloc.mm.buddy import list_remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
+    H_CACHES,
     H_HUGE,
     H_MAX_ORDER,
-    H_META_PAGES,
+    H_NR_RECORDS,
     H_VM_LAZY_PAGES,
     HUGE_AUTO,
     HUGE_ORDER,
@@ -23,6 +24,8 @@ from realalloc.mm.layout import (
     OK,
     PAGE_SHIFT,
     PAGE_WORDS,
+    SHEAF_BLOCKS,
+    SHEAF_OWNERS,
     Z_FREE_PAGES,
     Z_FRONTIER_PFN,
     Z_START_PFN,
@@ -37,7 +40,10 @@ from realalloc.mm.pages import (
     pages_at,
     zone_at,
 )
+from realalloc.mm.pcp import drain_blocks_locked
 from realalloc.mm.prim import MADV_DONTNEED, MADV_NOHUGEPAGE, madvise
+from realalloc.mm.sheaf import cached_objects_locked, drain_cache_locked
+from realalloc.mm.threads import let_in_locked, lock_out_locked, release_records_locked
 from realalloc.mm.vmalloc import purge_lazy_locked
 
 TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held
@@ -45,16 +51,35 @@ HUGE_PAGES = 1 << HUGE_ORDER
 
 
 @entry
+def drain_locked(words: Words) -> int:
+    """Take back what threads keep: objects to their slabs, blocks and records to the buddy; return how many there were."""
+    if words[H_NR_RECORDS] == 0:
+        return 0
+    lock_out_locked(words)
+    count = drain_blocks_locked(words)
+    for index in range(1, SHEAF_BLOCKS):
+        c = words[SHEAF_OWNERS + index]
+        if c != 0:
+            count += cached_objects_locked(words, index)
+            drain_cache_locked(words, c)
+    count += release_records_locked(words)
+    let_in_locked(words)
+    return count
+
+
+@entry
 def reclaim_locked(words: Words) -> int:
-    """Take back what is only kept for speed: lazy areas, empty slabs; return the pages."""
-    return (purge_lazy_locked(words, 0) if words[H_VM_LAZY_PAGES] > 0 else 0) + shrink_all_locked(words)
+    """Take back what is only kept for speed: sheaves, lazy areas, empty slabs; return 0 if there was nothing."""
+    kept = drain_locked(words)
+    return kept + (purge_lazy_locked(words, 0) if words[H_VM_LAZY_PAGES] > 0 else 0) + shrink_all_locked(words)
 
 
 @entry
 def reclaim(words: Words) -> int:
-    """Take back lazy areas and empty slabs, dropping the memory of the areas; return the pages."""
+    """Take back sheaves, lazy areas and empty slabs, dropping the memory of the areas; return 0 if there was nothing."""
     lock(words)
-    pages = purge_lazy_locked(words, 1) + shrink_all_locked(words)
+    pages = drain_locked(words)
+    pages += purge_lazy_locked(words, 1) + shrink_all_locked(words)
     unlock(words)
     return pages
 
@@ -128,8 +153,8 @@ def retreat(words: Words, zone: int) -> int:
         words[z + Z_FRONTIER_PFN] = pfn
         pfn = _last_free_block(words, zone)
     frontier = words[z + Z_FRONTIER_PFN]
-    begin = (page_at(words, frontier) + PAGE_WORDS - 1) // PAGE_WORDS
-    end = words[H_META_PAGES]
+    begin = (page_at(frontier) + PAGE_WORDS - 1) // PAGE_WORDS
+    end = words[H_CACHES] // PAGE_WORDS  # of the memmap
     if begin < end:
         madvise(address_of(words) + (begin << PAGE_SHIFT), (end - begin) << PAGE_SHIFT, MADV_DONTNEED)
     unlock(words)

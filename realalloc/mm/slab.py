@@ -14,8 +14,7 @@ Invariant, per cache:  allocs - frees = sum of inuse over its slabs
 
 from __future__ import annotations
 
-from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import bit, ctz, is_low_mask, low_mask, popcount
+from realalloc.mm.bits import bit, ctz, low_mask, popcount
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked
 from realalloc.mm.freelist import first, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
@@ -36,6 +35,7 @@ from realalloc.mm.layout import (
     C_ORDER_FALLBACK,
     C_PARTIAL,
     C_RECIPROCAL,
+    C_SHEAF,
     C_SLAB_ALLOCS,
     C_SLAB_FREES,
     C_STRIDE_BYTES,
@@ -47,18 +47,17 @@ from realalloc.mm.layout import (
     CF_EXTERNAL_MAP,
     EAGAIN,
     EINVAL,
-    ENOMEM,
     EXTERNAL_MAP_BYTES,
     H_CACHES,
-    H_CLOSED,
     H_END_PFN,
     H_FREEMAP_CACHE,
-    H_MEMMAP,
     H_ZERO,
     KIND_MASK,
     KIND_NONE,
+    KIND_OBJECTS_BIT,
     KIND_SLAB,
     KIND_TAIL,
+    MEMMAP,
     OBJECTS_MASK,
     OBJECTS_SHIFT,
     OK,
@@ -74,6 +73,10 @@ from realalloc.mm.layout import (
     PG_LINK,
     PG_MAP0,
     RECIPROCAL_SHIFT,
+    SHEAF_DESC_WORDS,
+    SHEAF_MASK,
+    SHEAF_SHIFT,
+    SLAB_BYTES_SHIFT,
     WORD_BYTES,
 )
 from realalloc.mm.pages import page_at
@@ -110,33 +113,49 @@ def fill_map(words: Words, c: int, page: int, value: int) -> None:
 @kernel
 def slab_list_add(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
     """Put a slab on its cache's partial or empty list."""
-    words[page_at(words, pfn) + PG_INFO] |= PAGE_LISTED
-    push_front(words, c + list_field, words[H_MEMMAP] + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[page_at(pfn) + PG_INFO] |= PAGE_LISTED
+    push_front(words, c + list_field, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
     words[c + count_field] += 1
 
 
 @kernel
 def slab_list_remove(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
     """Take a slab off its cache's partial or empty list."""
-    words[page_at(words, pfn) + PG_INFO] &= ~PAGE_LISTED
-    remove(words, c + list_field, words[H_MEMMAP] + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[page_at(pfn) + PG_INFO] &= ~PAGE_LISTED
+    remove(words, c + list_field, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
     words[c + count_field] -= 1
+
+
+@kernel
+def set_sheaf_index(words: Words, pfn: int, index: int) -> None:
+    """Say on every page of a slab in which sheaf its objects go when they are freed; 0: the slow way."""
+    pages = 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
+    for page in range(page_at(pfn), page_at(pfn + pages), PAGE_STRUCT_WORDS):
+        words[page + PG_INFO] = words[page + PG_INFO] & ~(SHEAF_MASK << SHEAF_SHIFT) | index << SHEAF_SHIFT
+
+
+@kernel
+def show_sheaf_index(words: Words, c: int, pfn: int) -> None:
+    """Let the objects of a slab go into sheaves, unless it is of another order than most: the fast path knows one geometry."""
+    if words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK == words[c + C_ORDER]:
+        set_sheaf_index(words, pfn, words[c + C_SHEAF] // SHEAF_DESC_WORDS)
 
 
 @kernel
 def _make_slab(words: Words, c: int, pfn: int, order: int, map_word: int) -> None:
     """Turn a fresh block into a slab, all of its objects free."""
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     index = (c - words[H_CACHES]) // CACHE_WORDS
     objects = (PAGE_BYTES << order) // words[c + C_STRIDE_BYTES]
-    words[page + PG_INFO] |= index << CACHE_SHIFT | objects << OBJECTS_SHIFT
+    words[page + PG_INFO] |= index << CACHE_SHIFT | objects << OBJECTS_SHIFT | (PAGE_SHIFT + order) << SLAB_BYTES_SHIFT
     words[page + PG_LINK] = 0
     if map_word != 0:
         words[page + PG_MAP0] = map_word
     fill_map(words, c, page, 1)
     for tail in range(pfn + 1, pfn + (1 << order)):
-        words[page_at(words, tail) + PG_INFO] = KIND_TAIL
-        words[page_at(words, tail) + PG_LINK] = pfn
+        words[page_at(tail) + PG_INFO] = words[page + PG_INFO] ^ (KIND_SLAB ^ KIND_TAIL)
+        words[page_at(tail) + PG_LINK] = pfn
+    show_sheaf_index(words, c, pfn)
     words[c + C_NR_SLABS] += 1
     words[c + C_SLAB_ALLOCS] += 1
 
@@ -157,14 +176,14 @@ def _new_inner_slab(words: Words, c: int) -> int:
     """Make a slab for a cache whose free maps fit into the struct page."""
     pfn = _alloc_slab_block(words, c)
     if pfn > 0:
-        _make_slab(words, c, pfn, words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, 0)
+        _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, 0)
     return pfn
 
 
 @kernel
 def point_at(words: Words, c: int, pfn: int) -> int:
     """Make the first map word with a free object serve; return ``pfn``, or 0 if the slab is full."""
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     at = map_at(words, c, page)
     for k in range(map_words_of(words, c)):
         if words[at + k] != 0:
@@ -202,7 +221,7 @@ def _activate(words: Words, c: int) -> int:
 
 
 @kernel
-def _take_object(words: Words, c: int) -> int:
+def take_object(words: Words, c: int) -> int:
     """Take the lowest object of the map word that serves; return its offset, 0 if the word is empty."""
     at = words[c + C_AT]
     free = words[at]
@@ -218,22 +237,22 @@ def _take_object(words: Words, c: int) -> int:
 def _alloc_map(words: Words) -> int:
     """Allocate an external free map; return its word index or ENOMEM."""
     c = words[H_FREEMAP_CACHE]
-    offset = _take_object(words, c)
+    offset = take_object(words, c)
     if offset == 0:
         if _activate(words, c) == 0:
             pfn = _new_inner_slab(words, c)
             if pfn < 0:
                 return pfn
             point_at(words, c, pfn)
-        offset = _take_object(words, c)
+        offset = take_object(words, c)
     return offset // WORD_BYTES
 
 
 @kernel
 def _release_block(words: Words, c: int, pfn: int) -> None:
-    order = words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+    order = words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
     for tail in range(pfn + 1, pfn + (1 << order)):
-        words[page_at(words, tail) + PG_INFO] = KIND_NONE
+        words[page_at(tail) + PG_INFO] = KIND_NONE
     words[c + C_NR_SLABS] -= 1
     words[c + C_SLAB_FREES] += 1
     free_block_locked(words, pfn)
@@ -252,7 +271,7 @@ def free_objects(words: Words, c: int, page: int) -> int:
 @entry
 def settle_locked(words: Words, c: int, pfn: int) -> int:
     """Put a slab that is not active where it belongs after a free: partial list, empty list; 1 if it is superfluous."""
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     info = words[page + PG_INFO]
     if free_objects(words, c, page) != objects_of(info):
         if info & PAGE_LISTED == 0:
@@ -271,7 +290,7 @@ def _put_object(words: Words, c: int, pfn: int, index: int) -> int:
     """Set an object's free bit and move its slab where it now belongs; EINVAL if the bit was set. Return 1 if the
     slab is now a superfluous empty one, which the caller must release.
     """
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     at = map_at(words, c, page) + (index >> 6)
     mask = bit(index & 63)
     before = words[at]
@@ -279,8 +298,9 @@ def _put_object(words: Words, c: int, pfn: int, index: int) -> int:
         return EINVAL
     words[at] = before | mask
     words[c + C_FREES] += 1
-    if (before != 0 and is_low_mask(before | mask) == 0) or words[c + C_ACTIVE] == pfn:
-        return OK  # neither the first free object of its word nor, for sure, the last: the slab stays where it is
+    full = low_mask(min(objects_of(words[page + PG_INFO]) - (index & ~63), 64))
+    if (before != 0 and before | mask != full) or words[c + C_ACTIVE] == pfn:
+        return OK  # neither the first free object of its word nor the last: the slab stays where it is
     return settle_locked(words, c, pfn)
 
 
@@ -305,7 +325,7 @@ def new_slab_locked(words: Words, c: int) -> int:
     if pfn < 0:
         _put_map(words, map_word)
         return pfn
-    _make_slab(words, c, pfn, words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, map_word)
+    _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, map_word)
     return pfn
 
 
@@ -313,7 +333,7 @@ def new_slab_locked(words: Words, c: int) -> int:
 def release_slab_locked(words: Words, c: int, pfn: int) -> int:
     """Give a slab that is on no list back to the buddy."""
     if words[c + C_FLAGS] & CF_EXTERNAL_MAP:
-        _put_map(words, words[page_at(words, pfn) + PG_MAP0])
+        _put_map(words, words[page_at(pfn) + PG_MAP0])
     _release_block(words, c, pfn)
     return OK
 
@@ -334,13 +354,42 @@ def refill_locked(words: Words, c: int) -> int:
 @kernel
 def cache_alloc_locked(words: Words, c: int) -> int:
     """Return the offset of a free object, ENOMEM, or EAGAIN if the face must construct a slab first."""
-    offset = _take_object(words, c)
+    offset = take_object(words, c)
     if offset == 0:
         status = refill_locked(words, c)
         if status < 0:
             return status
-        offset = _take_object(words, c)
+        offset = take_object(words, c)
     return offset
+
+
+@kernel
+def take_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
+    """Fill words ``[begin, end)`` from the end with objects; return the first that is filled.
+
+    A new slab is made for the first object only: the others are a convenience, not a need.
+    """
+    at = end
+    while at > begin:
+        where = words[c + C_AT]
+        free = words[where]
+        if free == 0:
+            if at == end:
+                if refill_locked(words, c) <= 0:
+                    break
+            elif _activate(words, c) == 0:
+                break
+            continue
+        first_bytes = words[c + C_FIRST_BYTES]
+        stride = words[c + C_STRIDE_BYTES]
+        while free != 0 and at > begin:
+            at -= 1
+            index = ctz(free)
+            words[at] = first_bytes + index * stride
+            free ^= bit(index)
+        words[where] = free
+    words[c + C_ALLOCS] += end - at
+    return at
 
 
 @kernel
@@ -348,7 +397,7 @@ def head_of(words: Words, pfn: int) -> int:
     """Return the first page of the slab that ``pfn`` is in, 0 if it is in none."""
     if pfn <= 0 or pfn >= words[H_END_PFN]:
         return 0
-    page = page_at(words, pfn)
+    page = page_at(pfn)
     kind = words[page + PG_INFO] & KIND_MASK
     if kind == KIND_TAIL:
         return words[page + PG_LINK]
@@ -358,7 +407,7 @@ def head_of(words: Words, pfn: int) -> int:
 @kernel
 def cache_of(words: Words, pfn: int) -> int:
     """Return the word index of the cache that owns a slab."""
-    return words[H_CACHES] + (words[page_at(words, pfn) + PG_INFO] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
+    return words[H_CACHES] + (words[page_at(pfn) + PG_INFO] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
 
 
 @kernel
@@ -366,7 +415,7 @@ def index_of(words: Words, c: int, pfn: int, offset: int) -> int:
     """Return which object of a slab begins at ``offset``, EINVAL if none does."""
     nbytes = offset - (pfn << PAGE_SHIFT)
     index = nbytes * words[c + C_RECIPROCAL] >> RECIPROCAL_SHIFT
-    if index * words[c + C_STRIDE_BYTES] != nbytes or index >= objects_of(words[page_at(words, pfn) + PG_INFO]):
+    if index * words[c + C_STRIDE_BYTES] != nbytes or index >= objects_of(words[page_at(pfn) + PG_INFO]):
         return EINVAL
     return index
 
@@ -374,7 +423,7 @@ def index_of(words: Words, c: int, pfn: int, offset: int) -> int:
 @kernel
 def free_in_slab_locked(words: Words, c: int, pfn: int, offset: int) -> int:
     """Free an object of the slab at ``pfn`` (0: there is none), of cache ``c`` (0: of any); EINVAL if it is not live."""
-    if pfn == 0 or words[page_at(words, pfn) + PG_INFO] & PAGE_CONSTRUCTING:
+    if pfn == 0 or words[page_at(pfn) + PG_INFO] & PAGE_CONSTRUCTING:
         return EINVAL
     owner = cache_of(words, pfn)
     if c != 0 and c != owner:
@@ -390,58 +439,107 @@ def free_in_slab_locked(words: Words, c: int, pfn: int, offset: int) -> int:
 
 
 @kernel
+def _commit(words: Words, c: int, slab: int, where: int, fresh: int) -> int:
+    """Set bits ``fresh``, none of them set, in a map word of the slab at offset ``slab``; 1 if that went to the buddy."""
+    before = words[where]
+    words[where] = before | fresh
+    words[c + C_FREES] += popcount(fresh)
+    pfn = slab >> PAGE_SHIFT
+    page = page_at(pfn)
+    full = low_mask(min(objects_of(words[page + PG_INFO]) - 64 * (where - map_at(words, c, page)), 64))
+    if (before != 0 and before | fresh != full) or words[c + C_ACTIVE] == pfn or settle_locked(words, c, pfn) != 1:
+        return 0
+    release_slab_locked(words, c, pfn)
+    return 1
+
+
+@entry
+def free_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
+    """Free the objects of cache ``c`` in words ``[begin, end)``; return how many were refused: none of its, or not in use.
+
+    Neighbours in the array are often neighbours in a slab: a map word is read and written once for a run of them
+    (FIFO of 100000: 39 ns a pair instead of 48).
+    """
+    index = (c - words[H_CACHES]) // CACHE_WORDS
+    stride = words[c + C_STRIDE_BYTES]
+    reciprocal = words[c + C_RECIPROCAL]
+    refused = 0
+    slab = 0  # offset of the slab that the run is in, 0 for none
+    span = 0  # its bytes
+    objects = 0
+    first_word = 0
+    where = 0
+    fresh = 0
+    at = begin
+    while at < end:
+        offset = words[at]
+        if not 0 <= offset - slab < span:
+            if fresh != 0:
+                _commit(words, c, slab, where, fresh)
+                fresh = 0
+            info = words[page_at(offset >> PAGE_SHIFT) + PG_INFO]
+            span = 1 << (info >> SLAB_BYTES_SHIFT) if info & KIND_OBJECTS_BIT else 0
+            slab = offset & ~(span - 1)  # a slab is aligned to its size
+            with_ctor = span != 0 and words[page_at(slab >> PAGE_SHIFT) + PG_INFO] & PAGE_CONSTRUCTING != 0
+            if span == 0 or with_ctor or info >> CACHE_SHIFT & CACHE_MASK != index:
+                refused += 1
+                at += 1
+                span = 0
+                continue
+            objects = objects_of(info)
+            first_word = map_at(words, c, page_at(slab >> PAGE_SHIFT))
+            where = 0
+        k = (offset - slab) * reciprocal >> RECIPROCAL_SHIFT
+        if first_word + (k >> 6) != where:
+            if fresh != 0 and _commit(words, c, slab, where, fresh) == 1:
+                span = 0  # all of its objects were free: this one, too
+                fresh = 0
+                continue
+            where = first_word + (k >> 6)
+            fresh = 0
+        if k * stride != offset - slab or k >= objects or (words[where] | fresh) & bit(k & 63) != 0:
+            refused += 1
+        else:
+            fresh |= bit(k & 63)
+        at += 1
+    if fresh != 0:
+        _commit(words, c, slab, where, fresh)
+    return refused
+
+
+@kernel
 def cache_free_locked(words: Words, c: int, offset: int) -> int:
     """Free an object of cache ``c`` (0: of any); EINVAL if there is no such live object."""
     return free_in_slab_locked(words, c, head_of(words, offset >> PAGE_SHIFT), offset)
 
 
+@kernel
+def map_bit_of(words: Words, c: int, offset: int) -> int:
+    """Return where the free map of cache ``c`` (0: of any) has the object at ``offset``: word index << 6 | bit, or EINVAL."""
+    pfn = head_of(words, offset >> PAGE_SHIFT)
+    if pfn == 0:
+        return EINVAL
+    owner = cache_of(words, pfn)
+    if c != 0 and c != owner:
+        return EINVAL
+    index = index_of(words, owner, pfn, offset)
+    return (map_at(words, owner, page_at(pfn)) << 6) + index if index >= 0 else EINVAL
+
+
 @entry
 def is_live_object(words: Words, c: int, offset: int) -> int:
     """Tell whether an object of cache ``c`` (0: of any) that is in use begins at ``offset``."""
-    pfn = head_of(words, offset >> PAGE_SHIFT)
-    if pfn == 0 or (c != 0 and c != cache_of(words, pfn)):
-        return 0
-    owner = cache_of(words, pfn)
-    index = index_of(words, owner, pfn, offset)
-    if index < 0:
-        return 0
-    at = map_at(words, owner, page_at(words, pfn)) + (index >> 6)
-    return 1 if words[at] & bit(index & 63) == 0 else 0
+    where = map_bit_of(words, c, offset)
+    return 1 if where >= 0 and words[where >> 6] & bit(where & 63) == 0 else 0
 
 
 @entry
-def kmem_cache_alloc(words: Words, c: int) -> int:
-    """Allocate an object: its offset, ENOMEM, EAGAIN (constructor needed) or ESHUTDOWN's ENOMEM when closed."""
-    lock(words)
-    offset = cache_alloc_locked(words, c) if words[H_CLOSED] == 0 else ENOMEM
-    unlock(words)
-    return offset
-
-
-@entry
-def kmem_cache_free(words: Words, c: int, offset: int) -> int:
-    """Free an object; EINVAL, with nothing changed, if it is not a live object of this cache."""
-    lock(words)
-    status = cache_free_locked(words, c, offset)
-    unlock(words)
-    return status
-
-
-@entry
-def kmem_cache_alloc_bulk(words: Words, c: int, count: int, out: Words) -> int:
-    """Fill ``out[:count]`` with objects and return OK, or allocate none and return why (all or nothing)."""
-    status = OK if words[H_CLOSED] == 0 else ENOMEM
-    lock(words)
-    done = 0
-    while done < count and status == OK:
-        offset = cache_alloc_locked(words, c)
-        if offset < 0:
-            status = offset
-        else:
-            out[done] = offset
-            done += 1
-    if status != OK:
-        for k in range(done):
-            cache_free_locked(words, c, out[k])
-    unlock(words)
-    return status
+def set_free_bit(words: Words, c: int, offset: int, free: int) -> int:
+    """Make an object count as free (1) or in use (0) in its map and nowhere else, for a walker that sets it back;
+    EINVAL if it is no object of the cache, or already so.
+    """
+    where = map_bit_of(words, c, offset)
+    if where < 0 or (words[where >> 6] & bit(where & 63) != 0) == (free == 1):
+        return EINVAL
+    words[where >> 6] ^= bit(where & 63)
+    return OK

@@ -202,8 +202,8 @@ def _map_blocks(words: Words, granule: int, limit: int) -> int:
         pages = 0
         at = pfn
         while at == pfn + pages and at != 0:
-            pages += 1 << (words[page_at(words, at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
-            at = words[page_at(words, at) + PG_LINK]
+            pages += 1 << (words[page_at(at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
+            at = words[page_at(at) + PG_LINK]
         target = area_offset(words, granule) + (mapped << PAGE_SHIFT)
         status = _move(words, pfn << PAGE_SHIFT, target, pages)
         if status != OK:
@@ -219,21 +219,21 @@ def _unmap_blocks(words: Words, granule: int, mapped: int) -> None:
     done = 0
     pfn = words[area_at(words, granule) + V_FIRST]
     while pfn != 0 and done < mapped:
-        pages = min(1 << (words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
+        pages = min(1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
         source = area_offset(words, granule) + (done << PAGE_SHIFT)
         if _move(words, source, pfn << PAGE_SHIFT, pages) != OK:
             clear_resident_locked(words, pfn, pages)  # dropped with the window below: reads as zero again
         done += pages
-        pfn = words[page_at(words, pfn) + PG_LINK]
+        pfn = words[page_at(pfn) + PG_LINK]
 
 
 @kernel
 def _free_blocks(words: Words, granule: int, dropped: int) -> None:
     pfn = words[area_at(words, granule) + V_FIRST]
     while pfn != 0:
-        following = words[page_at(words, pfn) + PG_LINK]
+        following = words[page_at(pfn) + PG_LINK]
         if dropped != 0:
-            clear_resident_locked(words, pfn, 1 << (words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
+            clear_resident_locked(words, pfn, 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
         free_block_locked(words, pfn)
         pfn = following
 
@@ -256,7 +256,7 @@ def _collect_blocks(words: Words, pages: int) -> int:
         if last == 0:
             head = pfn
         else:
-            words[page_at(words, last) + PG_LINK] = pfn
+            words[page_at(last) + PG_LINK] = pfn
         last = pfn
         pages -= 1 << order
     return head
@@ -325,10 +325,10 @@ def _new_area(words: Words, pages: int, zero: int) -> int:
         return ENOMEM
     pfn = head
     while pfn != 0:
-        words[page_at(words, pfn) + PG_MAP0] = granule
+        words[page_at(pfn) + PG_MAP0] = granule
         if zero != 0:
-            zero_pages(words, pfn, 1 << (words[page_at(words, pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
-        pfn = words[page_at(words, pfn) + PG_LINK]
+            zero_pages(words, pfn, 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
+        pfn = words[page_at(pfn) + PG_LINK]
     mapped = _map_blocks(words, granule, pages)
     if mapped != pages:
         _unmap_blocks(words, granule, mapped)
@@ -394,11 +394,11 @@ def _validate_area(words: Words, granule: int) -> int:
     wanted = words[area_at(words, granule) + V_PAGES]
     pages = 0
     while pfn != 0:
-        info = words[page_at(words, pfn) + PG_INFO]
-        if pages >= wanted or info & KIND_MASK != KIND_AREA or words[page_at(words, pfn) + PG_MAP0] != granule:
+        info = words[page_at(pfn) + PG_INFO]
+        if pages >= wanted or info & KIND_MASK != KIND_AREA or words[page_at(pfn) + PG_MAP0] != granule:
             return BAD_AREA_BLOCKS
         pages += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
-        pfn = words[page_at(words, pfn) + PG_LINK]
+        pfn = words[page_at(pfn) + PG_LINK]
     if pages != wanted or pages >= area_granules(words, granule) * GRANULE_PAGES:
         return BAD_AREA_BLOCKS
     return pages

@@ -18,8 +18,6 @@ from realalloc.mm.atomic import (
     atomic_store,
     bias,
     compare_and_swap,
-    hold,
-    let_go,
     lock,
     lock_contended,
     thread_identity,
@@ -27,8 +25,9 @@ from realalloc.mm.atomic import (
 )
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import validate_caches
-from realalloc.mm.layout import H_INSIDE, H_LOCK, KMALLOC_SIZES, LOCK_FREE, LOCK_HELD, LOCK_REVOKING
+from realalloc.mm.layout import H_INSIDE, H_LOCK, KMALLOC_SIZES, LOCK_FREE, LOCK_HELD, LOCK_REVOKING, LOCK_WAITED
 from realalloc.mm.page_alloc import alloc_pages, free_pages
+from realalloc.mm.threads import freeze, thaw
 
 THREADS = 4
 COUNTER, PARTNER, BACKWARDS = 100, 101, 102
@@ -40,7 +39,7 @@ def count_locked(words, rounds):
         lock(words)
         words[COUNTER] += 1
         words[PARTNER] = words[COUNTER] * 3
-        if words[H_LOCK] != 1:
+        if words[H_LOCK] != LOCK_HELD and words[H_LOCK] != LOCK_WAITED:
             words[BACKWARDS] += 1
         unlock(words)
     return 0
@@ -149,15 +148,15 @@ def test_a_biased_lock_serves_its_thread_and_is_anybodys_after_the_first_other(r
     me = int(raw.words[H_LOCK])
     assert me > LOCK_REVOKING
     assert bias(raw.words) == 0  # it is not free any more
-    assert hold(raw.words) == 0
+    assert freeze(raw.words) == 0
     assert (raw.words[H_LOCK], raw.words[H_INSIDE]) == (me, 1)
-    assert let_go(raw.words) == 0
+    assert thaw(raw.words) == 0
     assert (raw.words[H_LOCK], raw.words[H_INSIDE]) == (me, 0)
-    other = threading.Thread(target=hold, args=(raw.words,))
+    other = threading.Thread(target=freeze, args=(raw.words,))
     other.start()
     other.join()
     assert (raw.words[H_LOCK], raw.words[H_INSIDE]) == (LOCK_HELD, 0)
-    assert let_go(raw.words) == 0
+    assert thaw(raw.words) == 0
     assert raw.words[H_LOCK] == LOCK_FREE
 
 
@@ -204,9 +203,9 @@ def test_the_address_is_that_of_word_zero() -> None:
 
 def test_the_lock_is_a_word_that_is_1_while_held(raw: RawArena) -> None:
     assert raw.words[H_LOCK] == 0
-    assert hold(raw.words) == 0
+    assert freeze(raw.words) == 0
     assert raw.words[H_LOCK] == 1
-    assert let_go(raw.words) == 0
+    assert thaw(raw.words) == 0
     assert raw.words[H_LOCK] == 0
     assert lock_contended(raw.words) == 0  # takes it when it is free, too
     assert raw.words[H_LOCK] == 1
@@ -217,13 +216,14 @@ def test_whoever_finds_the_lock_held_waits_until_it_is_let_go(raw: RawArena) -> 
     done: list[int] = []
     pfn = int(alloc_pages(raw.words, 0, 0))
     assert free_pages(raw.words, pfn, 0) == 0  # compiled before the lock is held
-    raw.words[H_LOCK] = 1  # somebody else has it
+    assert freeze(raw.words) == 0
     waiter = threading.Thread(target=lambda: done.append(int(alloc_pages(raw.words, 0, 0))))
     waiter.start()
     waiter.join(0.05)
     assert waiter.is_alive()
     assert done == []
-    atomic_store(raw.words, H_LOCK, 0)
+    assert raw.words[H_LOCK] in (LOCK_HELD, LOCK_WAITED)
+    assert thaw(raw.words) == 0  # wakes who sleeps, as a plain store would not
     waiter.join()
     assert done == [pfn]
     assert raw.words[H_LOCK] == 0

@@ -7,8 +7,9 @@ import random
 import numba
 import numpy as np
 import pytest
+from support import JIT
 
-from realalloc.mm.bits import bit, clz, ctz, low_mask, order_of_pages, popcount
+from realalloc.mm.bits import bit, clz, ctz, divides, low_mask, order_of_pages, popcount
 
 MASK = (1 << 64) - 1
 EDGES = [
@@ -80,3 +81,37 @@ def test_the_order_of_a_number_of_pages() -> None:
     for pages in [*range(1, 3000), *(1 << k for k in range(62)), *((1 << k) + 1 for k in range(1, 62))]:
         order = next(k for k in range(64) if 1 << k >= pages)
         assert apply(5, pages) == order
+
+
+@numba.njit
+def multiples(values, magic, out):
+    for k in range(len(values)):
+        out[k] = divides(values[k], magic)
+    return 0
+
+
+def magic_of(divisor: int) -> int:
+    return signed(-(-(1 << 64) // divisor))
+
+
+@pytest.mark.parametrize(
+    "divisor", [2, 3, 7, 8, 9, 16, 24, 96, 192, 1000, 4096, 4104, 8192, 65528, (1 << 31) - 1, 1 << 32]
+)
+def test_one_multiplication_tells_multiples(divisor: int) -> None:
+    """Exact for every value up to 2**32, as the authors prove: all small ones, and those around multiples."""
+    near = [k * divisor + d for k in (1, 2, 3, (1 << 31) // divisor, (1 << 32) // divisor) for d in (-1, 0, 1)]
+    rng = random.Random(divisor)
+    values = [*range(40_000 if JIT else 3000), *(v for v in near if 0 <= v <= 1 << 32)]
+    values += [rng.randrange((1 << 32) + 1) for _ in range(5000 if JIT else 500)] + [(1 << 32) - 1, 1 << 32]
+    out = np.zeros(len(values), np.int64)
+    multiples(np.array(values, np.int64), magic_of(divisor), out)
+    assert out.tolist() == [int(value % divisor == 0) for value in values]
+    for value in (0, 1, divisor - 1, divisor, divisor + 1):
+        assert divides(np.int64(value), np.int64(magic_of(divisor))) == (value % divisor == 0)
+
+
+def test_magic_0_is_a_divisor_of_nothing() -> None:
+    out = np.ones(len(VALUES), np.int64)
+    multiples(np.array(VALUES, np.int64), 0, out)
+    assert not out.any()
+    assert not any(divides(value, 0) for value in VALUES)

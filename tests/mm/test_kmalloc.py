@@ -6,6 +6,7 @@ import random
 
 import pytest
 from kernels import (
+    NR_INTERNAL,
     ORDERINGS,
     assert_pristine,
     assert_unchanged,
@@ -22,7 +23,7 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
-from realalloc.mm.kmalloc import kfree, kmalloc, ksize, validate_vmalloc, vmalloc
+from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree, kmalloc, ksize, validate_vmalloc, vmalloc
 from realalloc.mm.kmem_cache import calculate_order
 from realalloc.mm.layout import (
     BAD_AREA,
@@ -32,6 +33,7 @@ from realalloc.mm.layout import (
     C_OBJECT_BYTES,
     C_OBJECTS,
     C_ORDER,
+    C_SHEAF,
     C_STRIDE_BYTES,
     CACHE_WORDS,
     EINVAL,
@@ -42,6 +44,8 @@ from realalloc.mm.layout import (
     H_BLOCKS,
     H_CACHES,
     H_CLOSED,
+    H_FREEMAP_CACHE,
+    H_SHEAF_CACHE,
     H_TOTAL_WORDS,
     H_VM_AREAS,
     H_VM_PAGES,
@@ -102,8 +106,8 @@ def test_boundaries_of_a_class(raw: RawArena, size: int) -> None:
 
 def test_the_class_table_names_a_cache_for_every_word_of_size(raw: RawArena) -> None:
     for step in range(LAST_SMALL // 8 + 1):
-        c = int(raw.words[KMALLOC_TABLE + step])
-        assert c == class_cache(raw, class_size(max(step * 8, 1)))
+        c = class_cache(raw, class_size(max(step * 8, 1)))
+        assert raw.words[KMALLOC_TABLE + step] == int(raw.words[c + C_SHEAF]) << CLASS_SHEAF_SHIFT | c
 
 
 @pytest.mark.parametrize(("size", "expected"), KERNEL_TABLE.items())
@@ -374,8 +378,12 @@ def test_a_damaged_window_is_reported_with_the_lock_released(raw: RawArena) -> N
     assert validate_vmalloc(raw.words) == 0
 
 
-def test_the_internal_cache_is_not_a_size_class(raw: RawArena) -> None:
-    assert class_cache(raw, 8) == raw.words[H_CACHES] + CACHE_WORDS
+def test_the_internal_caches_are_no_size_classes(raw: RawArena) -> None:
+    first = int(raw.words[H_CACHES])
+    inner = [int(raw.words[H_FREEMAP_CACHE]), int(raw.words[H_SHEAF_CACHE])]
+    assert inner == [first, first + CACHE_WORDS]
+    assert class_cache(raw, 8) == first + NR_INTERNAL * CACHE_WORDS
+    assert [int(raw.words[c + C_SHEAF]) for c in inner] == [0, 0]
 
 
 def test_a_long_random_life_keeps_every_byte() -> None:

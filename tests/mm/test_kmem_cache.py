@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kernels import (
+    NR_INTERNAL,
     assert_pristine,
     assert_unchanged,
     class_cache,
@@ -71,8 +72,8 @@ from realalloc.mm.layout import (
     PG_MAP0,
     ZONE_NORMAL,
 )
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, free_pages
-from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 
 
 def make_cache(raw: RawArena, nbytes: int, align: int = 8, flags: int = 0) -> int:
@@ -132,7 +133,7 @@ def test_a_descriptor_says_what_was_asked(raw: RawArena) -> None:
 
 def test_the_table_of_descriptors_runs_full_and_its_slots_are_reused(raw: RawArena) -> None:
     limit, used = int(raw.words[H_MAX_CACHES]), int(raw.words[H_NR_CACHES])
-    assert used == 1 + len(KMALLOC_SIZES)
+    assert used == NR_INTERNAL + len(KMALLOC_SIZES)
     made = [make_cache(raw, 64) for _ in range(limit - used)]
     assert [(c - int(raw.words[H_CACHES])) // CACHE_WORDS for c in made] == list(range(used, limit))
     before = metadata(raw)

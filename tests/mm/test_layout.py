@@ -18,10 +18,12 @@ from realalloc.mm.layout import (
     HUGE_NEVER,
     HUGE_ORDER,
     KMALLOC_TABLE,
-    KMALLOC_TABLE_WORDS,
     MAGIC,
+    MEMMAP,
+    NULL_RECORD,
     PAGE_BYTES,
     PAGE_WORDS,
+    THREADS,
     Plan,
     format_words,
     plan,
@@ -43,14 +45,16 @@ def names(prefix: str) -> dict[str, int]:
 def test_tables_follow_each_other_without_overlap(size: int, max_order: int, dma: int, limit: int | None) -> None:
     made = plan(size, max_order, dma, limit)
     assert made.end_pfn == size // PAGE_BYTES
-    starts = [0, made.caches, made.resmap, made.vmap, made.memmap, made.meta_pages * PAGE_WORDS]
+    starts = [0, THREADS, NULL_RECORD, MEMMAP, made.caches, made.resmap, made.vmap, made.meta_pages * PAGE_WORDS]
     assert all(start % PAGE_WORDS == 0 for start in starts)  # each on pages of its own
     ends = [
-        KMALLOC_TABLE + KMALLOC_TABLE_WORDS,
+        layout.SHEAF_OWNERS + layout.SHEAF_INDICES,
+        THREADS + layout.THREAD_SLOTS * layout.THREAD_WORDS,
+        NULL_RECORD + layout.RECORD_WORDS,
+        MEMMAP + made.end_pfn * layout.PAGE_STRUCT_WORDS,
         made.caches + made.max_caches * layout.CACHE_WORDS,
         made.resmap + -(-made.end_pfn // 64),
         made.vmap + made.granules * layout.AREA_WORDS,
-        made.memmap + made.end_pfn * layout.PAGE_STRUCT_WORDS,
     ]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=True))
     assert made.meta_pages <= made.dma_end_pfn
@@ -65,9 +69,11 @@ def test_tables_follow_each_other_without_overlap(size: int, max_order: int, dma
     assert made.end_pfn < 1 << 31 or size > 1 << 43  # page numbers fit the halves of a link
 
 
-@pytest.mark.parametrize("prefix", ["H_", "Z_", "C_", "PG_", "V_", "P_"])
+@pytest.mark.parametrize("prefix", ["H_", "Z_", "C_", "PG_", "V_", "P_", "T_", "D_", "S_"])
 def test_fields_of_a_record_are_all_different(prefix: str) -> None:
     fields = names(prefix)
+    if prefix == "D_":  # the link of a record lies in its first descriptor
+        fields["R_NEXT"] = layout.R_NEXT
     assert len(fields) > 3
     assert len(set(fields.values())) == len(fields)
 
@@ -75,7 +81,8 @@ def test_fields_of_a_record_are_all_different(prefix: str) -> None:
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [("H_", layout.ZONES), ("Z_", layout.ZONE_WORDS), ("C_", layout.CACHE_WORDS), ("PG_", layout.PAGE_STRUCT_WORDS),
-     ("V_", layout.AREA_WORDS), ("P_", layout.POOL_WORDS)],
+     ("V_", layout.AREA_WORDS), ("P_", layout.POOL_WORDS), ("T_", layout.THREAD_WORDS),
+     ("D_", layout.SHEAF_DESC_WORDS), ("S_", layout.S_OBJECTS + 1)],
 )  # fmt: skip
 def test_fields_lie_inside_their_record(prefix: str, words: int) -> None:
     assert 0 <= min(names(prefix).values()) <= max(names(prefix).values()) < words
@@ -101,15 +108,21 @@ def test_the_parts_of_a_struct_pages_first_word_do_not_overlap() -> None:
         layout.PAGE_FAILED,
         layout.CACHE_MASK << layout.CACHE_SHIFT,
         layout.PENDING_MASK << layout.PENDING_SHIFT,
+        layout.SHEAF_MASK << layout.SHEAF_SHIFT,
         layout.OBJECTS_MASK << layout.OBJECTS_SHIFT,
+        31 << layout.SLAB_BYTES_SHIFT,
     ]
     assert sum(masks) == np.bitwise_or.reduce(np.array(masks, np.int64))
     assert sum(masks) < 1 << 63
     kinds = names("KIND_")
     del kinds["KIND_MASK"]
+    assert kinds.pop("KIND_OBJECTS_BIT") == layout.KIND_SLAB & layout.KIND_TAIL
+    assert [name for name, kind in kinds.items() if kind & layout.KIND_OBJECTS_BIT] == ["KIND_SLAB", "KIND_TAIL"]
     assert sorted(kinds.values()) == list(range(len(kinds)))
     assert max(kinds.values()) <= layout.KIND_MASK
     assert layout.MAX_OBJECTS <= layout.OBJECTS_MASK
+    assert layout.SHEAF_INDICES - 1 <= layout.SHEAF_MASK
+    assert layout.PAGE_SHIFT + layout.MAX_MAX_ORDER <= 31  # what SLAB_BYTES_SHIFT has to hold
 
 
 def test_every_broken_invariant_has_a_code_and_a_text_of_its_own() -> None:
@@ -140,4 +153,9 @@ def test_a_fresh_arena_is_its_header_and_nothing_else(dma: int) -> None:
     assert words[H_MAGIC] == MAGIC
     assert words[H_END_PFN] == 256
     assert words[H_NR_ZONES] == (2 if dma else 1)
+    locked_out = words[NULL_RECORD:MEMMAP].reshape(-1, layout.SHEAF_DESC_WORDS)
+    assert (locked_out[:, [layout.D_TOP, layout.D_PUT, layout.D_PUT_END]] == layout.H_ZERO).all()
+    assert (locked_out[:, [layout.D_BASE, layout.D_PUT_BASE]] == layout.H_ZERO + 1).all()
+    assert not locked_out[:, [layout.R_NEXT, layout.D_MAGIC, layout.D_LAST_BYTES]].any()
+    words[NULL_RECORD:MEMMAP] = 0
     assert not words[KMALLOC_TABLE:].any()

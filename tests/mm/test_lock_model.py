@@ -126,3 +126,71 @@ def test_the_model_sees_what_the_barrier_is_for() -> None:
     """Without the membarrier the same walk finds two threads inside."""
     exclusive, _ = explore(Model(2, 2, barrier=False))
     assert not exclusive
+
+
+class Sleepers:
+    """Waiters without bias: LOCK goes FREE, HELD, WAITED; who looked long enough says WAITED and sleeps while it is that.
+
+    State: (LOCK, per thread (pc, how it will take the lock, rounds left)). Each step is one atomic instruction or system call.
+    """
+
+    WAITED = 3
+
+    def __init__(self, threads: int, rounds: int, *, keeps_waited: bool = True, wakes: bool = True) -> None:
+        self.keeps_waited, self.wakes = keeps_waited, wakes
+        self.start = (FREE, tuple(("look", HELD, rounds) for _ in range(threads)))
+
+    def steps(self, state: tuple) -> list[tuple]:
+        """Return all successors."""
+        lock, threads = state
+        after = []
+        for who, (pc, taking, rounds) in enumerate(threads):
+
+            def go(pc: str, lock: int = lock, taking: int = taking, rounds: int = rounds, who: int = who) -> tuple:
+                return (lock, (*threads[:who], (pc, taking, rounds), *threads[who + 1 :]))
+
+            if pc == "look" and lock == FREE:
+                after.append(go("critical", lock=taking))
+            elif pc == "look":  # HELD: say that somebody waits; WAITED: somebody has said so
+                after.append(go("sleep", lock=self.WAITED, taking=self.WAITED if self.keeps_waited else HELD))
+            elif pc == "sleep":  # the kernel compares and enqueues in one step
+                after.append(go("asleep" if lock == self.WAITED else "look"))
+            elif pc == "critical":
+                after.append(go("wake" if lock == self.WAITED and self.wakes else "left", lock=FREE))
+            elif pc == "wake":
+                asleep = [k for k, thread in enumerate(threads) if thread[0] == "asleep"]
+                rest = go("left")
+                for k in asleep:
+                    woken = ("look", *threads[k][1:])
+                    after.append((lock, (*rest[1][:k], woken, *rest[1][k + 1 :])))
+                if not asleep:
+                    after.append(rest)
+            elif pc == "left":
+                after.append(go("look" if rounds > 1 else DONE, taking=HELD, rounds=rounds - 1))
+        return after
+
+
+def sleepers_are_safe(model: Sleepers) -> tuple[bool, bool]:
+    """Return (at most one is inside, from every state all can finish without a wake-up that nobody sent)."""
+    graph: dict[tuple, list[tuple]] = {}
+    todo = [model.start]
+    while todo:
+        state = todo.pop()
+        if state not in graph:
+            graph[state] = model.steps(state)
+            todo += graph[state]
+    exclusive = all(sum(pc == "critical" for pc, _, _ in threads) <= 1 for _, threads in graph)
+    stuck = [state for state, after in graph.items() if not after and any(pc != DONE for pc, _, _ in state[1])]
+    return exclusive, not stuck
+
+
+@pytest.mark.parametrize(("threads", "rounds"), [(1, 3), (2, 3), (3, 2), (4, 1)])
+def test_sleepers_exclude_each_other_and_none_sleeps_for_ever(threads: int, rounds: int) -> None:
+    """Every interleaving of looking, sleeping, releasing and waking."""
+    assert sleepers_are_safe(Sleepers(threads, rounds)) == (True, True)
+
+
+def test_the_model_sees_what_waited_is_for() -> None:
+    """Without a wake-up, or if who slept takes the lock as if nobody else slept, somebody sleeps for ever."""
+    assert sleepers_are_safe(Sleepers(2, 2, wakes=False))[1] is False
+    assert sleepers_are_safe(Sleepers(3, 1, keeps_waited=False))[1] is False

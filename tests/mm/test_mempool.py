@@ -8,10 +8,12 @@ import pytest
 from kernels import (
     assert_pristine,
     assert_unchanged,
+    destroy_pool,
     free_blocks,
     holds,
     is_zero,
     metadata,
+    resize_pool,
     write,
     zone_word,
 )
@@ -52,26 +54,19 @@ from realalloc.mm.layout import (
     P_MISSING,
     P_PUTS_FREE,
     P_PUTS_RESERVE,
-    P_SEQ,
     P_WAITERS,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_NORMAL,
 )
 from realalloc.mm.mempool import (
-    after_fork,
     pool_alloc,
     pool_alloc_reserved,
     pool_create,
-    pool_destroy,
     pool_fill,
     pool_free,
-    pool_resize,
-    pool_wait_begin,
-    pool_wait_end,
     validate_pool,
     validate_pools,
-    wake_pools,
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 
@@ -132,7 +127,7 @@ def test_a_new_pool_holds_its_reserve_touched_and_ready(raw: RawArena, min_nr: i
         assert raw.memory.resident_pages(first * PAGE, (last - first + 1) * PAGE) == last - first + 1
         assert ksize(raw.words, offset) == 8192
     raw.validate()
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -150,7 +145,7 @@ def test_the_reserve_is_used_first_and_refilled_first(raw: RawArena) -> None:
     assert gets_and_puts(raw, p) == (4, 2, 4, 2)
     assert pool_alloc(raw.words, p, 0) == taken[3]  # last in, first out
     assert pool_free(raw.words, p, taken[3]) == 0
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -173,7 +168,7 @@ def test_the_kernels_order_spares_the_reserve(raw: RawArena) -> None:
     assert get(raw, p, P_CURR_NR) == 3
     for pfn in pages:
         free_pages(raw.words, pfn, 0)
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -197,7 +192,7 @@ def test_the_reserve_is_there_when_memory_has_run_out(raw: RawArena, min_nr: int
         assert validate_pool(raw.words, p) == 0
     for offset in taken:
         assert pool_free(raw.words, p, offset) == 0
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
 
 
 def test_only_the_reserve_serves_alloc_reserved(raw: RawArena) -> None:
@@ -208,7 +203,7 @@ def test_only_the_reserve_serves_alloc_reserved(raw: RawArena) -> None:
     assert gets_and_puts(raw, p) == (3, 0, 0, 0)
     for offset in taken:
         pool_free(raw.words, p, offset)
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
 
 
 def test_elements_of_every_backing(raw: RawArena) -> None:
@@ -225,7 +220,7 @@ def test_elements_of_every_backing(raw: RawArena) -> None:
         raw.validate()
         for offset in taken:
             assert pool_free(raw.words, p, offset) == 0
-        assert pool_destroy(raw.words, p) == 0
+        assert destroy_pool(raw, p) == 0
         raw.validate()
     assert raw.words[H_BLOCKS] == 0
     assert raw.words[c + C_ALLOCS] == raw.words[c + C_FREES]
@@ -243,7 +238,7 @@ def test_a_pool_of_the_locked_zone_stays_in_it() -> None:
         assert all(offset < border for offset in taken)
         for offset in taken:
             pool_free(raw.words, p, offset)
-        assert pool_destroy(raw.words, p) == 0
+        assert destroy_pool(raw, p) == 0
     assert kmalloc(raw.words, 8, GFP_DMA_BIT) < border
     raw.validate()
 
@@ -255,7 +250,7 @@ def test_zeroed_elements_read_as_zero(raw: RawArena) -> None:
         assert is_zero(raw, offset, 1000)
         write(raw, offset, 1000, 3)
         pool_free(raw.words, p, offset)
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
 
 
 def test_a_pool_that_cannot_be_filled_says_so_and_can_be_given_back(raw: RawArena) -> None:
@@ -264,7 +259,7 @@ def test_a_pool_that_cannot_be_filled_says_so_and_can_be_given_back(raw: RawAren
     assert 200 < get(raw, p, P_CURR_NR) < 1000
     assert get(raw, p, P_MISSING) == 1000 - get(raw, p, P_CURR_NR)
     raw.validate()
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -292,7 +287,7 @@ def test_a_resize_keeps_the_guarantee_while_elements_are_out(before: int, after:
     taken = drain(raw, p, out)
     for k, offset in enumerate(taken):
         write(raw, offset, 512, k)
-    assert pool_resize(raw.words, p, after) == 0
+    assert resize_pool(raw, p, after) == 0
     raw.validate()
     capacity = max(1, after)
     assert (get(raw, p, P_MIN_NR), get(raw, p, P_CAPACITY)) == (after, capacity)
@@ -306,7 +301,7 @@ def test_a_resize_keeps_the_guarantee_while_elements_are_out(before: int, after:
     for offset in taken:
         assert pool_free(raw.words, p, offset) == 0
     assert get(raw, p, P_CURR_NR) == capacity
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -315,23 +310,23 @@ def test_a_resize_without_memory_changes_nothing(raw: RawArena) -> None:
     pages = hog(raw)
     before = metadata(raw)
     pool = raw.words[p : p + 24].copy()
-    assert pool_resize(raw.words, p, 20_000) == ENOMEM
+    assert resize_pool(raw, p, 20_000) == ENOMEM
     assert (raw.words[p : p + 24] == pool).all()
     assert_unchanged(raw, before)
     for pfn in pages:
         free_pages(raw.words, pfn, 0)
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
 
 
 def test_a_pool_in_use_is_not_destroyed(raw: RawArena) -> None:
     p = make_pool(raw, 2)
     offset = int(pool_alloc(raw.words, p, 0))
     before = metadata(raw)
-    assert pool_destroy(raw.words, p) == EBUSY
+    assert destroy_pool(raw, p) == EBUSY
     assert_unchanged(raw, before)
     assert get(raw, p, P_CURR_NR) == 1
     assert pool_free(raw.words, p, offset) == 0
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -341,27 +336,9 @@ def test_pools_are_chained_and_leave_the_chain_from_anywhere(raw: RawArena) -> N
         assert raw.words[H_POOLS] == pools[-1]
         for k in order:
             assert validate_pools(raw.words) == 0
-            assert pool_destroy(raw.words, pools[k]) == 0
+            assert destroy_pool(raw, pools[k]) == 0
         assert raw.words[H_POOLS] == 0
     assert_pristine(raw)
-
-
-def test_an_element_that_comes_back_moves_the_sequence_that_sleepers_watch(raw: RawArena) -> None:
-    p = make_pool(raw, 1)
-    offset = int(pool_alloc(raw.words, p, 0))
-    seen = int(pool_wait_begin(raw.words, p))
-    assert get(raw, p, P_WAITERS) == 1
-    assert get(raw, p, P_SEQ) == seen
-    pool_free(raw.words, p, offset)
-    assert get(raw, p, P_SEQ) == seen + 1
-    assert wake_pools(raw.words) == 0
-    assert get(raw, p, P_SEQ) == seen + 2
-    assert pool_wait_end(raw.words, p) == 0
-    assert get(raw, p, P_WAITERS) == 0
-    assert pool_wait_begin(raw.words, p) == seen + 2
-    assert after_fork(raw.words) == 0
-    assert get(raw, p, P_WAITERS) == 0
-    assert pool_destroy(raw.words, p) == 0
 
 
 def test_a_refused_element_is_not_counted_as_returned(raw: RawArena) -> None:
@@ -369,7 +346,7 @@ def test_a_refused_element_is_not_counted_as_returned(raw: RawArena) -> None:
     before = gets_and_puts(raw, p)
     assert pool_free(raw.words, p, 12345) == EINVAL  # the reserve is full, so the backing allocator looks
     assert gets_and_puts(raw, p) == before
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
 
 
 def test_a_closed_arena_hands_out_no_element(raw: RawArena) -> None:
@@ -380,7 +357,7 @@ def test_a_closed_arena_hands_out_no_element(raw: RawArena) -> None:
     assert pool_alloc_reserved(raw.words, p) == ENOMEM
     assert pool_create(raw.words, 1, BACKING_KMALLOC, 64, 64, 0, ZONE_NORMAL) == ENOMEM
     assert pool_free(raw.words, p, offset) == 0
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert_pristine(raw)
 
 
@@ -396,7 +373,7 @@ def test_a_pool_on_a_cache_with_a_constructor_asks_for_a_slab(raw: RawArena) -> 
     assert get(raw, p, P_CURR_NR) == 2
     offset = int(pool_alloc(raw.words, p, 0))
     assert pool_free(raw.words, p, offset) == 0
-    assert pool_destroy(raw.words, p) == 0
+    assert destroy_pool(raw, p) == 0
     assert cache_destroy(raw.words, c) == 0
     assert_pristine(raw)
 
@@ -429,7 +406,7 @@ def test_a_random_life_of_three_pools() -> None:
             offset, seed = out[k].pop(rng.randrange(len(out[k])))
             assert holds(raw, offset, nbytes, seed)
             assert pool_free(raw.words, p, offset) == 0
-        elif action >= 0.97 and pool_resize(raw.words, p, rng.randrange(12)) == 0:
+        elif action >= 0.97 and resize_pool(raw, p, rng.randrange(12)) == 0:
             assert pool_fill(raw.words, p) in (0, ENOMEM)
         gets_reserve, gets_alloc, puts_reserve, puts_free = gets_and_puts(raw, p)
         assert gets_reserve + gets_alloc - puts_reserve - puts_free == len(out[k])
@@ -439,7 +416,7 @@ def test_a_random_life_of_three_pools() -> None:
         for offset, seed in live:
             assert holds(raw, offset, nbytes, seed)
             assert pool_free(raw.words, p, offset) == 0
-        assert pool_destroy(raw.words, p) == 0
+        assert destroy_pool(raw, p) == 0
     assert cache_destroy(raw.words, c) == 0
     assert_pristine(raw)
 

@@ -14,9 +14,11 @@ from kernels import (
     assert_pristine,
     block_pages,
     class_size,
+    destroy_pool,
     holds,
     is_zero,
     page_kind,
+    resize_pool,
     trim,
     write,
     zone_word,
@@ -36,6 +38,7 @@ from realalloc.mm.layout import (
     GFP_ZERO_BIT,
     H_ALLOCATED_PAGES,
     H_BLOCKS,
+    H_NR_RECORDS,
     H_VM_AREAS,
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
@@ -47,10 +50,10 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
-from realalloc.mm.mempool import pool_alloc, pool_create, pool_destroy, pool_fill, pool_free, pool_resize
+from realalloc.mm.mempool import pool_alloc, pool_create, pool_fill, pool_free
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_pages_bulk, alloc_run, free_pages
 from realalloc.mm.reclaim import reclaim
-from realalloc.mm.slab import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 
 ARENA_PAGES, MAX_ORDER = 301, 4
 POOL_BYTES = 700
@@ -168,7 +171,7 @@ class Life:
         if p == ENOMEM:
             return
         if pool_fill(self.raw.words, p) != 0:
-            assert pool_destroy(self.raw.words, p) == 0
+            assert destroy_pool(self.raw, p) == 0
         else:
             self.pools.append((p, min_nr))
 
@@ -184,14 +187,14 @@ class Life:
     def resize(self, index: int, min_nr: int) -> None:
         at = index % len(self.pools)
         p, _ = self.pools[at]
-        if pool_resize(self.raw.words, p, min_nr) == 0:
+        if resize_pool(self.raw, p, min_nr) == 0:
             self.pools[at] = (p, min_nr)
             pool_fill(self.raw.words, p)
 
     def destroy_pool(self, index: int) -> None:
         p, _ = self.pools[index % len(self.pools)]
         used = any(how == "pool" and arg == p for _, _, how, arg in self.live.values())
-        assert pool_destroy(self.raw.words, p) == (EBUSY if used else 0)
+        assert destroy_pool(self.raw, p) == (EBUSY if used else 0)
         if not used:
             self.pools.remove(self.pools[index % len(self.pools)])
 
@@ -202,8 +205,8 @@ class Life:
         if ksize(self.raw.words, wrong) == EINVAL:
             assert wrong not in self.live
             assert kfree(self.raw.words, wrong) == EINVAL
-        elif wrong not in self.live:  # an element in reserve, or a pool's own block
-            assert self.pools
+        elif wrong not in self.live:  # an element in reserve, a pool's own block, or a thread's sheaf
+            assert self.pools or self.raw.words[H_NR_RECORDS] > 0
 
     def limit(self, pages: int) -> None:
         start, end = zone_word(self.raw, 0, Z_START_PFN), zone_word(self.raw, 0, Z_END_PFN)
@@ -257,7 +260,7 @@ class Life:
         for offset in list(self.live):
             self.die(offset)
         for p, _ in self.pools:
-            assert pool_destroy(self.raw.words, p) == 0
+            assert destroy_pool(self.raw, p) == 0
         for c, _ in self.caches:
             assert cache_destroy(self.raw.words, c) == 0
         assert_pristine(self.raw)

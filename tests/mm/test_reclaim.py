@@ -26,6 +26,7 @@ from realalloc.mm.layout import (
     H_ALLOCATED_PAGES,
     H_COMMITTED_PAGES,
     H_VM_LAZY_PAGES,
+    MEMMAP,
     Z_END_PFN,
     Z_FRONTIER_PFN,
     Z_START_PFN,
@@ -119,8 +120,8 @@ def test_dropped_pages_read_as_zero_and_can_be_used_again(raw: RawArena) -> None
 
 def test_the_memmap_behind_the_frontier_goes_back_too() -> None:
     raw = RawArena(256 * MIB, 10)
-    memmap = raw.plan.memmap * 8
-    nbytes = raw.plan.meta_pages * PAGE - memmap
+    memmap = MEMMAP * 8
+    nbytes = raw.plan.caches * 8 - memmap
     before = raw.memory.resident_pages(memmap, nbytes)
     pages = []
     for _ in range(60):  # a block of 4 MiB each, not touched

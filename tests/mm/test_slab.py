@@ -53,13 +53,9 @@ from realalloc.mm.layout import (
     ORDER_SHIFT,
     ZONE_NORMAL,
 )
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, free_pages
-from realalloc.mm.slab import (
-    is_live_object,
-    kmem_cache_alloc,
-    kmem_cache_alloc_bulk,
-    kmem_cache_free,
-)
+from realalloc.mm.slab import is_live_object
 
 
 def make_cache(raw: RawArena, nbytes: int, align: int = 8, flags: int = 0, min_objects: int = 12) -> int:

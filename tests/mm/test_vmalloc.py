@@ -346,7 +346,7 @@ def test_a_mapping_limit_of_the_system_is_an_enomem_that_loses_nothing() -> None
         "from support import *\n"
         "from realalloc.mm.kmalloc import vmalloc, kfree\n"
         "from realalloc.mm.page_alloc import alloc_pages_bulk, free_pages\n"
-        f"raw = RawArena({(2 * limit + 20_000) * PAGE}, 10)\n"
+        f"raw = RawArena({(2 * limit + 20_000) * PAGE}, 10, sheaves=False)\n"
         "out = raw.out(zone_pages(raw))\n"
         "assert alloc_pages_bulk(raw.words, len(out), 0, out) == len(out)\n"
         "pages = sorted(out.tolist())\n"

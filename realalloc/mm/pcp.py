@@ -1,0 +1,319 @@
+"""Page blocks that a thread keeps: sheaves of blocks of one order, in front of the buddy (the kernel's per-cpu page lists).
+
+The kernel keeps orders 0 to 3 and one huge order; here every order up to 2 MiB is kept, since a page fault costs as much as
+three hundred pairs of kmalloc and kfree: the bytes of one sheaf are bounded, not the order. Small orders are refilled in
+batches by the kernel's formula; half of a full sheaf, the colder one, goes back at once.
+
+A block in a sheaf is KIND_CACHED: allocated for the buddy, nobody's for everyone else, so a second free is refused exactly.
+Only its owner, or who has drained it, changes the kind: a plain store.
+Invariant: the KIND_CACHED blocks are those in the sheaves of index SHEAF_BLOCKS + order, each once.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.bits import clz
+from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    BAD_SHEAF,
+    BLOCK_SHARE_SHIFT,
+    D_BASE,
+    D_LAST_BYTES,
+    D_MAGIC,
+    D_PUT,
+    D_PUT_BASE,
+    D_PUT_END,
+    D_TOP,
+    H_BLOCKS,
+    H_END_PFN,
+    H_NR_RECORDS,
+    KIND_CACHED,
+    KIND_LARGE,
+    KIND_RECORD,
+    MAX_BLOCK_SHEAF_BYTES,
+    MAX_SHEAF_OBJECTS,
+    NULL_RECORD,
+    OK,
+    ORDER_MASK,
+    ORDER_SHIFT,
+    PAGE_LISTED,
+    PAGE_SHIFT,
+    PG_INFO,
+    SHEAF_BLOCK_ORDERS,
+    SHEAF_BLOCKS,
+    SHEAF_DESC_WORDS,
+    SHEAF_SHIFT,
+    SLAB_BYTES_SHIFT,
+    Z_FRONTIER_PFN,
+    Z_START_PFN,
+    ZONE_MASK,
+    ZONE_NORMAL,
+    ZONE_SHIFT,
+)
+from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.sheaf import (
+    bad_sheaves,
+    count_of,
+    count_put,
+    exchange,
+    exchange_for_room,
+    give_sheaves_locked,
+    own_sheaf_locked,
+    put,
+    take_sheaves_locked,
+)
+from realalloc.mm.threads import (
+    enter,
+    enter_near,
+    leave,
+    let_in_locked,
+    lock_out_locked,
+    next_record,
+    record_at,
+    record_inside,
+)
+
+BATCH_ORDERS = 4  # orders below are refilled in batches (kernel: PAGE_ALLOC_COSTLY_ORDER)
+
+
+@kernel
+def _place(order: int) -> int:
+    """Return where a record has the descriptor for an order."""
+    return (SHEAF_BLOCKS + order) * SHEAF_DESC_WORDS
+
+
+@kernel
+def _capacity(words: Words, order: int) -> int:
+    share = words[H_END_PFN] >> BLOCK_SHARE_SHIFT >> order
+    if order >= SHEAF_BLOCK_ORDERS or share == 0:
+        return 0
+    return min(share, max(1, min(MAX_BLOCK_SHEAF_BYTES >> (PAGE_SHIFT + order), MAX_SHEAF_OBJECTS)))
+
+
+@kernel
+def _batch(words: Words, order: int) -> int:
+    """Blocks to take from the buddy at once (kernel: zone_batchsize, for single pages)."""
+    if order >= BATCH_ORDERS:
+        return 1
+    pages = min(words[H_END_PFN] >> 12, 64)
+    pages = (1 << (63 - clz(max(pages + pages // 2, 1)))) - 1
+    return max(1, min(pages >> order, _capacity(words, order) // 2))
+
+
+@kernel
+def block_info(order: int, kind: int) -> int:
+    """Return what the struct page of a block of the normal zone says. KIND_LARGE names its sheaf, for kfree's fast path."""
+    info = kind | order << ORDER_SHIFT
+    if kind == KIND_LARGE and order < SHEAF_BLOCK_ORDERS:
+        info |= (SHEAF_BLOCKS + order) << SHEAF_SHIFT | (PAGE_SHIFT + order) << SLAB_BYTES_SHIFT
+    return info
+
+
+@kernel
+def _take(words: Words, d: int, order: int, kind: int) -> int:
+    """Take a block of a descriptor, of its main sheaf first, and give it a kind; return its pfn, 0 if there is none.
+
+    Of a large order one block may go to and fro: it is taken from where it was put.
+    """
+    at = d + D_TOP if words[words[d + D_TOP]] != 0 else d + D_PUT
+    top = words[at]
+    pfn = words[top] >> PAGE_SHIFT
+    if pfn != 0:
+        words[at] = top - 1
+        words[page_at(pfn) + PG_INFO] = block_info(order, kind)
+    return pfn
+
+
+@kernel
+def pop_block(words: Words, order: int, kind: int) -> int:
+    """Take a block of the calling thread's and give it a kind; return its pfn, 0 if there is none. For inlining."""
+    slot = enter_near(words)
+    if slot == 0 or order >= SHEAF_BLOCK_ORDERS:
+        return 0
+    pfn = _take(words, record_inside(words, slot) + _place(order), order, kind)
+    leave(words, slot)
+    return pfn
+
+
+@entry
+def pop_block_slow(words: Words, order: int, kind: int) -> int:
+    """Take a block of the calling thread's, whose slot may be in the second place."""
+    slot = enter(words)
+    if slot == 0 or order >= SHEAF_BLOCK_ORDERS:
+        return 0
+    pfn = _take(words, record_inside(words, slot) + _place(order), order, kind)
+    leave(words, slot)
+    return pfn
+
+
+@kernel
+def push_block(words: Words, pfn: int) -> int:
+    """Keep a block of KIND_PAGES or KIND_LARGE for the calling thread; 0 if it has no room."""
+    page = page_at(pfn)
+    info = words[page + PG_INFO]
+    order = info >> ORDER_SHIFT & ORDER_MASK
+    if order >= SHEAF_BLOCK_ORDERS or info >> ZONE_SHIFT & ZONE_MASK != ZONE_NORMAL:
+        return 0
+    slot = enter(words)
+    if slot == 0:
+        return 0
+    d = record_inside(words, slot) + _place(order)
+    exchange_for_room(words, d)
+    done = put(words, d, pfn << PAGE_SHIFT)
+    if done == 1:
+        words[page + PG_INFO] = block_info(order, KIND_CACHED)
+    leave(words, slot)
+    return done
+
+
+@kernel
+def _release(words: Words, begin: int, end: int) -> None:
+    """Return the blocks in words ``[begin, end)`` to the buddy."""
+    for at in range(begin, end):
+        free_block_locked(words, words[at] >> PAGE_SHIFT)
+    words[H_BLOCKS] -= end - begin
+
+
+@kernel
+def _own_sheaf(words: Words, order: int, capacity: int) -> int:
+    """Return the calling thread's descriptor for an order, with sheaves; 0 if there are none to be had."""
+    d = own_sheaf_locked(words, _place(order))
+    if d == 0 or give_sheaves_locked(words, d, capacity) == 0:
+        return 0
+    words[d + D_MAGIC] = 1  # divides 0 alone: a block is freed by its first byte
+    words[d + D_LAST_BYTES] = 0
+    return d
+
+
+@entry
+def keep_block_locked(words: Words, pfn: int) -> int:
+    """Keep a block of KIND_PAGES or KIND_LARGE for the calling thread, making room; 0 if it cannot."""
+    page = page_at(pfn)
+    info = words[page + PG_INFO]
+    order = info >> ORDER_SHIFT & ORDER_MASK
+    capacity = _capacity(words, order)
+    if capacity == 0 or info >> ZONE_SHIFT & ZONE_MASK != ZONE_NORMAL:
+        return 0
+    d = _own_sheaf(words, order, capacity)
+    if d == 0:
+        return 0
+    if words[d + D_PUT] == words[d + D_PUT_END]:
+        if count_of(words, d) == 0:
+            exchange(words, d)
+        else:
+            base = words[d + D_PUT_BASE]
+            half = (count_put(words, d) + 1) // 2
+            _release(words, base, base + half)
+            for at in range(base + half, words[d + D_PUT] + 1):
+                words[at - half] = words[at]
+            words[d + D_PUT] -= half
+    words[page + PG_INFO] = block_info(order, KIND_CACHED)
+    put(words, d, pfn << PAGE_SHIFT)
+    return 1
+
+
+@entry
+def fetch_block_locked(words: Words, order: int, kind: int, zero: int) -> int:
+    """Get a block of the normal zone from the buddy, small orders with more for the calling thread to keep; its pfn or
+    ENOMEM. H_BLOCKS counts it.
+    """
+    pfn = alloc_block_locked(words, ZONE_NORMAL, order, kind, zero)
+    if pfn < 0:
+        return pfn
+    words[H_BLOCKS] += 1
+    words[page_at(pfn) + PG_INFO] = block_info(order, kind)
+    more = _batch(words, order) - 1
+    d = _own_sheaf(words, order, _capacity(words, order)) if more > 0 else 0
+    if d != 0 and count_of(words, d) == 0:
+        while more > 0:
+            kept = alloc_block_locked(words, ZONE_NORMAL, order, KIND_CACHED, 0)
+            if kept < 0:
+                break
+            words[H_BLOCKS] += 1
+            words[d + D_TOP] += 1
+            words[words[d + D_TOP]] = kept << PAGE_SHIFT
+            more -= 1
+    return pfn
+
+
+@entry
+def drain_blocks_locked(words: Words) -> int:
+    """Return the blocks that threads keep to the buddy; the others are locked out. Return how many there were."""
+    count = 0
+    place = next_record(words, 0)
+    while place != 0:
+        for order in range(SHEAF_BLOCK_ORDERS if record_at(words, place) != NULL_RECORD else 0):
+            d = record_at(words, place) + _place(order)
+            count += count_of(words, d) + count_put(words, d)
+            _release(words, words[d + D_BASE], words[d + D_TOP] + 1)
+            _release(words, words[d + D_PUT_BASE], words[d + D_PUT] + 1)
+            take_sheaves_locked(words, d)
+        place = next_record(words, place)
+    return count
+
+
+@kernel
+def _mark(words: Words, order: int, begin: int, end: int) -> int:
+    """Mark the blocks in words ``[begin, end)``; return how many are no cached ones of the order, or marked already."""
+    wrong = 0
+    for at in range(begin, end):
+        page = page_at(words[at] >> PAGE_SHIFT)
+        if kind_of(words, words[at] >> PAGE_SHIFT) != KIND_CACHED or words[page + PG_INFO] & PAGE_LISTED != 0:
+            wrong += 1
+        else:
+            wrong += 1 if order_at(words, words[at] >> PAGE_SHIFT) != order else 0
+            words[page + PG_INFO] |= PAGE_LISTED
+    return wrong
+
+
+@kernel
+def _mark_all(words: Words) -> int:
+    """Mark all blocks in sheaves; return how many there are, or -1 if anything is wrong."""
+    found = 0
+    wrong = 0
+    place = next_record(words, 0)
+    while place != 0:
+        for order in range(SHEAF_BLOCK_ORDERS):
+            d = record_at(words, place) + _place(order)
+            if bad_sheaves(words, d) == 1:
+                wrong += 1
+            else:
+                found += count_of(words, d) + count_put(words, d)
+                wrong += _mark(words, order, words[d + D_BASE], words[d + D_TOP] + 1)
+                wrong += _mark(words, order, words[d + D_PUT_BASE], words[d + D_PUT] + 1)
+        place = next_record(words, place)
+    return found if wrong == 0 else -1
+
+
+@kernel
+def _unmark_all(words: Words) -> int:
+    """Unmark all cached blocks; return how many there are, and how many records in the upper half."""
+    zone = zone_at(ZONE_NORMAL)
+    pfn = words[zone + Z_START_PFN]
+    found = 0
+    while pfn < words[zone + Z_FRONTIER_PFN]:
+        kind = kind_of(words, pfn)
+        if kind == KIND_CACHED:
+            found += 1
+            words[page_at(pfn) + PG_INFO] &= ~PAGE_LISTED
+        found += 1 << 32 if kind == KIND_RECORD else 0
+        pfn += pages_at(words, pfn)
+    return found
+
+
+@entry
+def validate_kept_blocks(words: Words) -> int:
+    """Check the invariant at the head of this file, and that of threads.py on records; OK or BAD_SHEAF."""
+    lock(words)
+    lock_out_locked(words)
+    records = 0
+    place = next_record(words, 0)
+    while place != 0:
+        records += 1 if record_at(words, place) != NULL_RECORD else 0
+        place = next_record(words, place)
+    blocks = _mark_all(words)
+    sound = _unmark_all(words) == records << 32 | blocks and words[H_NR_RECORDS] == records
+    let_in_locked(words)
+    unlock(words)
+    return OK if sound and blocks >= 0 else BAD_SHEAF

@@ -1,0 +1,340 @@
+"""Threads: a slot each, and the door between a thread at its sheaves and who wants to drain them.
+
+A thread finds its slot by its identity, in one of two places. The slot names its record: a page with a sheaf descriptor for
+each sheaf index. The owner reads and writes its record with plain loads and stores and no lock; whoever else wants to, the
+*drainer*, holds the arena lock and pays for both:
+
+    owner                                    drainer, with the arena lock
+    a  INSIDE = 1                            1  RECORD = NULL_RECORD, for every other thread
+    b  compiler fence                        2  membarrier: a full barrier on every running thread
+    c  read RECORD, work there               3  wait until INSIDE = 0
+    d  INSIDE = 0                            4  read and write the records
+                                             5  RECORD = KEPT
+
+Either c comes after the barrier and finds NULL_RECORD, where there is nothing to pop and no room to put, or a came before it
+and the drainer waits (docs/invariants.md). An owner that is locked out goes the slow way, which waits for the arena lock;
+with the lock, it may use its own record too.
+
+A slot belongs to its thread until that thread ends: the C library then calls the destructor that ``thread_watch`` asked for.
+So who has seen its KEY in a slot may store INSIDE there. A record outlives its thread: it waits, with its sheaves, for
+the next one (H_IDLE_RECORDS). NULL_RECORD stands for no record.
+
+Invariant: RECORD = KEPT, or NULL_RECORD while a drainer is at work. A record is written by its owner with INSIDE = 1, or by
+the holder of the arena lock: the owner itself, or a drainer.
+Invariant: H_NR_RECORDS = records of slots + idle ones, each a KIND_RECORD page.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import (
+    atomic_load,
+    atomic_store,
+    compiler_fence,
+    lock,
+    loud,
+    quiet,
+    relaxed_load,
+    relaxed_store,
+    thread_identity,
+    unlock,
+    unlock_in_child,
+)
+from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.jit import JIT, Words, entry, kernel
+from realalloc.mm.layout import (
+    D_BASE,
+    D_MAGIC,
+    D_PUT,
+    D_PUT_BASE,
+    D_PUT_END,
+    D_TOP,
+    H_IDLE_RECORDS,
+    H_NR_RECORDS,
+    H_SHEAVES,
+    H_ZERO,
+    KIND_RECORD,
+    NULL_RECORD,
+    OK,
+    PAGE_SHIFT,
+    PAGE_WORDS,
+    R_NEXT,
+    RECORD_WORDS,
+    SHEAF_DESC_WORDS,
+    T_INSIDE,
+    T_KEPT,
+    T_KEY,
+    T_RECORD,
+    THREAD_SLOTS,
+    THREAD_WORDS,
+    THREADS,
+    WORD_BYTES,
+    ZONE_NORMAL,
+)
+from realalloc.mm.prim import (
+    MEMBARRIER_PRIVATE_EXPEDITED,
+    MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
+    membarrier,
+    sched_yield,
+    thread_watch,
+)
+
+
+def barriers_work() -> bool:
+    """Tell whether a drainer can make itself heard: membarrier(2) may be missing or forbidden."""
+    return not JIT or int(membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED)) == 0
+
+
+NEAR_SHIFT = 12  # stacks are a few MiB and a guard page apart: so the bits from 12 on differ,
+FAR_SHIFT = 23  # or the system aligns them: then these do
+
+
+@kernel
+def _near(me: int) -> int:
+    return THREADS + (me >> NEAR_SHIFT & (THREAD_SLOTS - 1)) * THREAD_WORDS
+
+
+@kernel
+def _far(me: int) -> int:
+    return THREADS + (me >> FAR_SHIFT & (THREAD_SLOTS - 1)) * THREAD_WORDS
+
+
+@kernel
+def own_slot(words: Words, me: int) -> int:
+    """Return the word index of a thread's slot, 0 if it has none."""
+    near = _near(me)
+    if relaxed_load(words, near + T_KEY) == me:
+        return near
+    far = _far(me)
+    return far if relaxed_load(words, far + T_KEY) == me else 0
+
+
+@kernel
+def leave(words: Words, slot: int) -> None:
+    """Leave the sheaves."""
+    atomic_store(words, slot + T_INSIDE, 0)
+    loud()
+
+
+@kernel
+def record_inside(words: Words, slot: int) -> int:
+    """Go to the sheaves of an own slot and return the record, NULL_RECORD if locked out. Pairs with :func:`leave`."""
+    quiet()
+    relaxed_store(words, slot + T_INSIDE, 1)
+    compiler_fence()
+    return atomic_load(words, slot + T_RECORD)  # acquire: what the last drainer wrote is seen from here on
+
+
+@kernel
+def enter(words: Words) -> int:
+    """Find the calling thread's slot; 0 if it has none."""
+    return own_slot(words, thread_identity())
+
+
+@kernel
+def enter_near(words: Words) -> int:
+    """Find the calling thread's slot in the first of its two places only: less code where it is inlined."""
+    me = thread_identity()
+    near = _near(me)
+    return near if relaxed_load(words, near + T_KEY) == me else 0
+
+
+@kernel
+def _free_slot(words: Words, me: int) -> int:
+    near = _near(me)
+    if words[near + T_KEY] == 0:
+        return near
+    far = _far(me)
+    return far if words[far + T_KEY] == 0 else 0
+
+
+@kernel
+def clear_sheaves(words: Words, d: int) -> None:
+    """Leave a sheaf descriptor without sheaves: nothing can be popped or put."""
+    words[d + D_TOP] = H_ZERO
+    words[d + D_BASE] = H_ZERO + 1
+    words[d + D_PUT] = H_ZERO
+    words[d + D_PUT_BASE] = H_ZERO + 1
+    words[d + D_PUT_END] = H_ZERO
+    words[d + D_MAGIC] = 0
+
+
+@kernel
+def _take_record(words: Words) -> int:
+    record = words[H_IDLE_RECORDS]
+    if record != 0:
+        words[H_IDLE_RECORDS] = words[record + R_NEXT]
+        words[record + R_NEXT] = 0
+        return record
+    pfn = alloc_block_locked(words, ZONE_NORMAL, 0, KIND_RECORD, 1)
+    if pfn < 0:
+        return NULL_RECORD
+    words[H_NR_RECORDS] += 1
+    record = pfn * PAGE_WORDS
+    for d in range(record, record + RECORD_WORDS, SHEAF_DESC_WORDS):
+        clear_sheaves(words, d)
+    return record
+
+
+@kernel
+def own_record_locked(words: Words) -> int:
+    """Return the calling thread's record, made if need be; NULL_RECORD if there is no slot or no page for it."""
+    me = thread_identity()
+    slot = own_slot(words, me)
+    if words[H_SHEAVES] == 0:
+        return NULL_RECORD
+    if slot == 0:
+        slot = _free_slot(words, me)
+        if slot == 0:
+            return NULL_RECORD
+        words[slot + T_INSIDE] = 0
+        words[slot + T_RECORD] = NULL_RECORD
+        words[slot + T_KEPT] = NULL_RECORD
+        atomic_store(words, slot + T_KEY, me)
+        thread_watch(me)
+    if words[slot + T_KEPT] == NULL_RECORD:
+        words[slot + T_KEPT] = _take_record(words)
+        atomic_store(words, slot + T_RECORD, words[slot + T_KEPT])
+    return words[slot + T_KEPT]
+
+
+@kernel
+def lock_out_locked(words: Words) -> None:
+    """Lock every other thread out of its sheaves, and wait for those who are there."""
+    mine = own_slot(words, thread_identity())
+    others = 0
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        if words[slot + T_KEY] != 0 and words[slot + T_KEPT] != NULL_RECORD and slot != mine:
+            relaxed_store(words, slot + T_RECORD, NULL_RECORD)
+            others += 1
+    if others == 0:
+        return
+    membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED)
+    membarrier(MEMBARRIER_PRIVATE_EXPEDITED)
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        while words[slot + T_KEY] != 0 and slot != mine and atomic_load(words, slot + T_INSIDE) != 0:
+            sched_yield()
+
+
+@kernel
+def let_in_locked(words: Words) -> None:
+    """Let the others at their sheaves again."""
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        if words[slot + T_KEY] != 0:
+            atomic_store(words, slot + T_RECORD, words[slot + T_KEPT])
+
+
+@kernel
+def next_record(words: Words, before: int) -> int:
+    """Walk the records of all slots, then the idle ones: pass 0 first, then what came back; 0 at the end.
+
+    A place is named by its slot, or by the word index of an idle record, which is behind all slots.
+    """
+    at = before + THREAD_WORDS if before != 0 else THREADS
+    if before > NULL_RECORD:
+        return words[before + R_NEXT]
+    while at < NULL_RECORD:
+        if words[at + T_KEY] != 0:
+            return at
+        at += THREAD_WORDS
+    return words[H_IDLE_RECORDS]
+
+
+@kernel
+def record_at(words: Words, place: int) -> int:
+    """Return the record at a place that :func:`next_record` named."""
+    return words[place + T_KEPT] if place < NULL_RECORD else place
+
+
+@kernel
+def release_records_locked(words: Words) -> int:
+    """Give the pages of all records back; all threads are locked out and the records are empty. Return the pages."""
+    pages = 0
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        record = words[slot + T_KEPT]
+        if words[slot + T_KEY] != 0 and record != NULL_RECORD:
+            words[slot + T_KEPT] = NULL_RECORD
+            words[slot + T_RECORD] = NULL_RECORD
+            free_block_locked(words, record * WORD_BYTES >> PAGE_SHIFT)
+            pages += 1
+    record = words[H_IDLE_RECORDS]
+    while record != 0:
+        after = words[record + R_NEXT]
+        free_block_locked(words, record * WORD_BYTES >> PAGE_SHIFT)
+        record = after
+        pages += 1
+    words[H_IDLE_RECORDS] = 0
+    words[H_NR_RECORDS] -= pages
+    return pages
+
+
+@kernel
+def _vacate(words: Words, slot: int) -> None:
+    record = words[slot + T_KEPT]
+    if record != NULL_RECORD:
+        words[record + R_NEXT] = words[H_IDLE_RECORDS]
+        words[H_IDLE_RECORDS] = record
+    words[slot + T_INSIDE] = 0
+    atomic_store(words, slot + T_KEY, 0)
+
+
+@entry
+def thread_ends(words: Words, me: int) -> int:
+    """Vacate the slot of a thread that ends; its record waits for the next one."""
+    lock(words)
+    slot = own_slot(words, me)
+    if slot != 0:
+        _vacate(words, slot)
+    unlock(words)
+    return OK
+
+
+@entry
+def freeze(words: Words) -> int:
+    """Take the arena lock and lock all other threads out: for ``fork()``, whose child must not see one at work."""
+    lock(words)
+    lock_out_locked(words)
+    return OK
+
+
+@entry
+def thaw(words: Words) -> int:
+    """End what :func:`freeze` began."""
+    let_in_locked(words)
+    unlock(words)
+    return OK
+
+
+@entry
+def thaw_in_child(words: Words) -> int:
+    """End in the child of a fork what :func:`freeze` began."""
+    let_in_locked(words)
+    unlock_in_child(words)
+    return OK
+
+
+@entry
+def forget_other_threads(words: Words) -> int:
+    """Vacate all other slots: in the child of a fork their threads do not exist."""
+    lock(words)
+    mine = own_slot(words, thread_identity())
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        if words[slot + T_KEY] != 0 and slot != mine:
+            _vacate(words, slot)
+    unlock(words)
+    return OK
+
+
+@entry
+def retire_threads(words: Words) -> int:
+    """Send every thread the slow way for ever: the arena closes. What is in the sheaves goes with its memory."""
+    lock(words)
+    words[H_SHEAVES] = 0
+    lock_out_locked(words)
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        words[slot + T_RECORD] = NULL_RECORD
+        words[slot + T_KEPT] = NULL_RECORD
+    unlock(words)
+    return OK
+
+
+assert RECORD_WORDS == PAGE_WORDS

@@ -1,0 +1,408 @@
+"""Page blocks that a thread keeps: every order and fill level, exact refusals, batches, and what a walker finds."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+
+import numba
+import pytest
+from kernels import (
+    Worker,
+    assert_pristine,
+    assert_unchanged,
+    holds,
+    is_zero,
+    kept_blocks,
+    main_sheaf,
+    metadata,
+    own_record,
+    page_index,
+    page_info,
+    page_kind,
+    spare_sheaf,
+    write,
+)
+from support import JIT, MIB, PAGE, RawArena
+
+from realalloc.mm.kmalloc import kfree, kmalloc, ksize
+from realalloc.mm.layout import (
+    BAD_SHEAF,
+    D_BASE,
+    D_PUT,
+    D_PUT_END,
+    D_TOP,
+    EINVAL,
+    ENOMEM,
+    GFP_DMA_BIT,
+    GFP_ZERO_BIT,
+    H_BAD_FREES,
+    H_BLOCKS,
+    H_LOCK,
+    H_NR_RECORDS,
+    KIND_CACHED,
+    KIND_LARGE,
+    KIND_MASK,
+    KIND_NONE,
+    KIND_PAGES,
+    KIND_RECORD,
+    MAX_BLOCK_SHEAF_BYTES,
+    MAX_SHEAF_OBJECTS,
+    MIN_SHEAVES_PAGES,
+    ORDER_SHIFT,
+    SHEAF_BLOCK_ORDERS,
+    SHEAF_BLOCKS,
+    SHEAF_DESC_WORDS,
+)
+from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
+from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.reclaim import drain_locked, reclaim
+from realalloc.mm.sheaf import cached_objects
+
+SMALLEST = MIN_SHEAVES_PAGES * PAGE
+
+
+def capacity_of(pages: int, order: int) -> int:
+    """A sheaf's share of the arena: a 64th, 512 KiB, 60 blocks; one block at least, if that is in the share."""
+    share = pages // 64 // (1 << order)
+    if order >= SHEAF_BLOCK_ORDERS or share == 0:
+        return 0
+    return min(share, max(1, min(MAX_BLOCK_SHEAF_BYTES // (PAGE << order), MAX_SHEAF_OBJECTS)))
+
+
+def batch_of(pages: int, order: int) -> int:
+    """zone_batchsize of mm/page_alloc.c for single pages, as many bytes for other orders up to 3."""
+    batch = max(min(pages >> 12, 64), 0)
+    batch = (1 << (max(batch + batch // 2, 1).bit_length() - 1)) - 1
+    return max(1, min(batch >> order, capacity_of(pages, order) // 2)) if order < 4 else 1
+
+
+def descriptor(raw: RawArena, order: int) -> int:
+    return own_record(raw) + (SHEAF_BLOCKS + order) * SHEAF_DESC_WORDS
+
+
+def kept_of_mine(raw: RawArena, order: int) -> tuple[list[int], list[int]]:
+    d = descriptor(raw, order)
+    return [at // PAGE for at in main_sheaf(raw, d)], [at // PAGE for at in spare_sheaf(raw, d)]
+
+
+class Twin:
+    """What a thread's two sheaves of an order should hold."""
+
+    def __init__(self, raw: RawArena, order: int) -> None:
+        self.raw, self.order = raw, order
+        self.capacity = capacity_of(raw.plan.end_pfn, order)
+        self.main: list[int] = []
+        self.spare: list[int] = []
+        self.live: list[int] = []
+
+    def alloc(self) -> None:
+        pfn = int(alloc_pages(self.raw.words, self.order, 0))
+        assert pfn > 0
+        assert pfn % (1 << self.order) == 0
+        if self.main or self.spare:
+            assert pfn == (self.main or self.spare).pop()
+        elif batch_of(self.raw.plan.end_pfn, self.order) > 1:
+            self.main = kept_of_mine(self.raw, self.order)[0]
+            assert len(self.main) == batch_of(self.raw.plan.end_pfn, self.order) - 1
+        assert page_kind(self.raw, pfn) == KIND_PAGES
+        assert pfn not in self.live
+        self.live.append(pfn)
+
+    def free(self, pfn: int) -> None:
+        self.live.remove(pfn)
+        assert free_pages(self.raw.words, pfn, self.order) == 0
+        if self.capacity == 0:
+            return
+        if len(self.spare) == self.capacity:
+            if not self.main:
+                self.main, self.spare = self.spare, []
+            else:  # the colder half, one at least, goes to the buddy
+                self.spare = self.spare[(self.capacity + 1) // 2 :]
+        self.spare.append(pfn)
+
+    def check(self) -> None:
+        raw = self.raw
+        if self.capacity and own_record(raw) and self.main + self.spare:
+            assert kept_of_mine(raw, self.order) == (self.main, self.spare)
+        kept = kept_blocks(raw, self.order)
+        assert kept == sorted(self.main + self.spare)
+        assert cached_objects(raw.words, SHEAF_BLOCKS + self.order) == len(kept)
+        assert {page_kind(raw, pfn) for pfn in kept} <= {KIND_CACHED}
+        assert raw.words[H_BLOCKS] == len(kept) + len(self.live)
+        assert len({*kept, *self.live}) == len(kept) + len(self.live)
+        assert validate_kept_blocks(raw.words) == 0
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_every_fill_level_of_an_order_and_every_step_from_it(order: int) -> None:
+    raw = RawArena(SMALLEST, 5)
+    twin, rng = Twin(raw, order), random.Random(order)
+    assert twin.capacity == (16, 8, 4, 2, 1, 0)[order]
+    taken: dict[tuple[int, int, bool], int] = {}
+    for step in range(2500 if JIT else 1000):
+        level = len(twin.main), len(twin.spare)
+        pops, puts = (taken.get((*level, pop), 0) for pop in (True, False))
+        up = step // (3 * twin.capacity + 2) % 2 == 0 if pops == puts else pops < puts
+        if not twin.live or (up and len(twin.live) << order < 500):
+            taken[*level, True] = pops + 1
+            twin.alloc()
+        else:
+            taken[*level, False] = puts + 1
+            twin.free(rng.choice(twin.live))
+        twin.check()
+    seen = {level[:2] for level in taken}
+    assert seen <= set(itertools.product(range(twin.capacity + 1), repeat=2))
+    assert seen >= {(0, level) for level in range(twin.capacity + 1)}
+    if 0 < twin.capacity <= 4:
+        assert seen >= {(level, twin.capacity) for level in range(twin.capacity + 1)}
+    for pfn in list(twin.live):
+        twin.free(pfn)
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("size", [SMALLEST, 64 * MIB, 256 * MIB, 1024 * MIB])
+def test_small_orders_are_refilled_in_batches_and_capacities_are_shares(size: int) -> None:
+    raw = RawArena(size, 10)
+    for order in range(11):
+        pfn = int(alloc_pages(raw.words, order, 0))
+        if pfn == ENOMEM:  # its largest block is taken by a record
+            assert (size, order) == (SMALLEST, 10)
+            continue
+        assert len(kept_blocks(raw, order) if order < SHEAF_BLOCK_ORDERS else []) == batch_of(size // PAGE, order) - 1
+        assert free_pages(raw.words, pfn, order) == 0
+        if order < SHEAF_BLOCK_ORDERS and capacity_of(size // PAGE, order) > 0:
+            d = descriptor(raw, order)
+            base = int(raw.words[d + D_PUT]) - len(spare_sheaf(raw, d)) + 1
+            assert raw.words[d + D_PUT_END] - base + 1 == capacity_of(size // PAGE, order)
+            assert pfn in kept_blocks(raw, order)
+        elif order < SHEAF_BLOCK_ORDERS:
+            assert kept_blocks(raw, order) == []
+    raw.validate()
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("order", range(SHEAF_BLOCK_ORDERS + 1))
+def test_a_second_free_of_a_block_is_refused_exactly(order: int) -> None:
+    raw = RawArena(256 * MIB, 10)
+    first, second = int(alloc_pages(raw.words, order, 0)), int(alloc_pages(raw.words, order, 0))
+    other = Worker()
+    assert free_pages(raw.words, first, order) == 0
+    before = metadata(raw)
+    for wrong in (order, -1, order + 1):
+        assert free_pages(raw.words, first, wrong) == EINVAL
+        assert other.do(free_pages, raw.words, first, wrong) == EINVAL
+    for do in (kfree, ksize):
+        assert do(raw.words, first * PAGE) == EINVAL
+        assert other.do(do, raw.words, first * PAGE) == EINVAL
+    for wrong in {order - 1, order + 1} - {-1}:
+        assert free_pages(raw.words, second, wrong) == EINVAL
+    if order > 0:
+        assert free_pages(raw.words, second + 1, 0) == EINVAL
+        assert kfree(raw.words, second * PAGE + PAGE) == EINVAL
+    assert_unchanged(raw, before)
+    assert free_pages(raw.words, second, -1) == 0
+    assert raw.words[H_BAD_FREES] == 0
+    other.end(raw)
+    assert_pristine(raw)
+
+
+def test_blocks_of_pages_and_of_kmalloc_share_the_sheaves_and_say_whose_they_are() -> None:
+    raw = RawArena(16 * MIB, 6)
+    block = int(alloc_pages(raw.words, 2, 0))
+    write(raw, block * PAGE, 4 * PAGE, 1)
+    assert free_pages(raw.words, block, 2) == 0
+    assert page_kind(raw, block) == KIND_CACHED
+    offset = int(kmalloc(raw.words, 3 * PAGE, GFP_ZERO_BIT))
+    assert offset == block * PAGE
+    assert page_kind(raw, block) == KIND_LARGE
+    assert is_zero(raw, offset, 4 * PAGE)
+    assert ksize(raw.words, offset) == 4 * PAGE
+    assert free_pages(raw.words, block, 2) == EINVAL
+    write(raw, offset, 4 * PAGE, 2)
+    assert kfree(raw.words, offset) == 0
+    assert alloc_pages(raw.words, 2, GFP_ZERO_BIT) == block
+    assert page_kind(raw, block) == KIND_PAGES
+    assert is_zero(raw, offset, 4 * PAGE)
+    assert kfree(raw.words, offset) == 0
+    assert alloc_pages(raw.words, 2, 0) == block
+    assert free_pages(raw.words, block, 2) == 0
+    assert_pristine(raw)
+
+
+def test_runs_and_blocks_of_the_locked_zone_are_not_kept() -> None:
+    raw = RawArena(16 * MIB, 6, dma=MIB)
+    low, run = int(alloc_pages(raw.words, 1, GFP_DMA_BIT)), int(alloc_run(raw.words, 2, 0))
+    large = int(kmalloc(raw.words, 3 * PAGE, GFP_DMA_BIT))
+    assert raw.words[H_BLOCKS] == 3
+    assert free_pages(raw.words, low, 1) == free_pages(raw.words, run, -1) == kfree(raw.words, large) == 0
+    assert raw.words[H_BLOCKS] == 0
+    assert all(kept_blocks(raw, order) == [] for order in range(SHEAF_BLOCK_ORDERS))
+    assert free_pages(raw.words, low, 1) == free_pages(raw.words, run, -1) == EINVAL
+    assert_pristine(raw)
+
+
+def test_a_drain_gives_every_block_of_every_thread_back_to_the_buddy() -> None:
+    raw = RawArena(64 * MIB, 10)
+    threads = [Worker() for _ in range(3)]
+    for order in range(SHEAF_BLOCK_ORDERS):
+        for worker in threads:
+            blocks = [int(worker.do(alloc_pages, raw.words, order, 0)) for _ in range(3)]
+            for pfn in blocks:
+                assert worker.do(free_pages, raw.words, pfn, order) == 0
+    kept = sum(len(kept_blocks(raw, order)) for order in range(SHEAF_BLOCK_ORDERS))
+    assert kept == raw.words[H_BLOCKS] > 3 * 9
+    assert raw.words[H_NR_RECORDS] == 3
+    raw.validate()
+    assert drain_locked(raw.words) == kept + 3
+    assert raw.words[H_BLOCKS] == raw.words[H_NR_RECORDS] == 0
+    assert drain_locked(raw.words) == 0
+    for worker in threads:
+        worker.end(raw)
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("order", [0, 2, 5])
+@pytest.mark.parametrize("pages", [MIN_SHEAVES_PAGES, 2 * MIN_SHEAVES_PAGES])
+def test_what_one_thread_keeps_serves_another_when_pages_run_out(order: int, pages: int) -> None:
+    raw = RawArena(pages * PAGE, 5)
+    threads = [Worker(), Worker()]
+    counts = []
+    for turn in range(3):
+        live = []
+        while (pfn := int(threads[turn % 2].do(alloc_pages, raw.words, order, 0))) > 0:
+            live.append(pfn)
+        assert pfn == ENOMEM
+        assert len(set(live)) == len(live)
+        assert sum(len(kept_blocks(raw, k)) for k in range(6)) == 0
+        counts.append(len(live))
+        for k, pfn in enumerate(live):
+            write(raw, pfn * PAGE, PAGE << order, k)
+        raw.validate()
+        for k, pfn in enumerate(live):
+            assert holds(raw, pfn * PAGE, PAGE << order, k)
+            assert threads[k % 2].do(free_pages, raw.words, pfn, order) == 0
+        raw.validate()
+    assert max(counts) - min(counts) <= 4
+    for worker in threads:
+        worker.end(raw)
+    assert_pristine(raw)
+
+
+def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
+    """Words to change, with what: ``pfn`` is a live block of order 1, as are both kept ones."""
+    w = raw.words
+    d = descriptor(raw, 1)
+    put = int(w[d + D_PUT])
+    kept = int(w[put]) // PAGE
+    live, spare = (page_index(raw, at) for at in (pfn, kept))
+    cached = page_info(raw, pfn) & ~KIND_MASK | KIND_CACHED
+    return {
+        "a cached block in no sheaf": [(live, cached)],
+        "a block in a sheaf that is in use": [(spare, page_info(raw, kept) & ~KIND_MASK | KIND_PAGES)],
+        "a block in a sheaf that is none": [(put, (kept + 1) * PAGE)],
+        "the same block twice": [(put, int(w[put - 1]))],
+        "the same block twice, and another cached": [(put, int(w[put - 1])), (live, cached)],
+        "a block of another order": [(spare, page_info(raw, kept) ^ 1 << ORDER_SHIFT)],
+        "a top that is too high": [(d + D_PUT, int(w[d + D_PUT_END]) + 1)],
+        "a top that is too low": [(d + D_TOP, int(w[d + D_BASE]) - 2)],
+        "a main top that is far too high": [(d + D_TOP, int(w[d + D_BASE]) + MAX_SHEAF_OBJECTS)],
+        "a block that fell out": [(d + D_PUT, put - 1)],
+        "a record too many": [(H_NR_RECORDS, int(w[H_NR_RECORDS]) + 1)],
+        "a record too few": [(H_NR_RECORDS, int(w[H_NR_RECORDS]) - 1)],
+        "a record of nobody": [(live, page_info(raw, pfn) & ~KIND_MASK | KIND_RECORD)],
+    }[what]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a cached block in no sheaf", "a block in a sheaf that is in use", "a block in a sheaf that is none",
+        "the same block twice", "a block of another order", "a top that is too high", "a top that is too low",
+        "a main top that is far too high", "a block that fell out", "a record too many", "a record too few",
+        "a record of nobody",
+        "the same block twice, and another cached",
+    ],
+)  # fmt: skip
+def test_a_walker_finds_damage_and_lets_the_lock_go(what: str) -> None:
+    raw = RawArena(SMALLEST, 5)
+    pfns = [int(alloc_pages(raw.words, 1, 0)) for _ in range(4)]
+    for pfn in pfns[1:]:
+        assert free_pages(raw.words, pfn, 1) == 0
+    changes = damaged(what, raw, pfns[0])
+    saved = [(at, int(raw.words[at])) for at, _ in changes]
+    for at, value in changes:
+        raw.words[at] = value
+    try:
+        before = metadata(raw)
+        assert validate_kept_blocks(raw.words) == BAD_SHEAF
+        assert_unchanged(raw, before)
+        assert raw.words[H_LOCK] == 0
+    finally:
+        for at, value in saved:
+            raw.words[at] = value
+    assert page_kind(raw, pfns[0] + 1) == KIND_NONE
+    raw.validate()
+    assert free_pages(raw.words, pfns[0], 1) == 0
+    assert_pristine(raw)
+
+
+@numba.njit(nogil=True)
+def churn_pages(words, rounds, seed, held):
+    """Allocate, mark, look and free blocks of small orders; return what was wrong."""
+    wrong = 0
+    state = seed
+    for _ in range(rounds):
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        k = (state >> 8) % len(held)
+        order = k % 4
+        if held[k] != 0:
+            if words[held[k] * 512] != seed * 1000 + k or free_pages(words, held[k], order) != 0:
+                wrong += 1
+            held[k] = 0
+        else:
+            pfn = alloc_pages(words, order, 0)
+            if pfn > 0:
+                words[pfn * 512] = seed * 1000 + k
+                held[k] = pfn
+    return wrong
+
+
+def life_of_threads(disturb, rounds: int) -> RawArena:
+    """Three threads at work, and one that disturbs them until they are done."""
+    raw = RawArena(2 * SMALLEST, 5)
+    held = [raw.out(24) for _ in range(3)]
+    assert churn_pages(raw.words, 1, 1, held[0]) == 0
+    disturb(raw)
+    wrong: list[int] = []
+    threads = [
+        threading.Thread(target=lambda k=k: wrong.append(int(churn_pages(raw.words, rounds, k + 1, held[k]))))
+        for k in range(3)
+    ]
+    assert free_pages(raw.words, int(held[0].max()), int(held[0].argmax()) % 4) == 0
+    held[0][:] = 0
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        disturb(raw)
+    for thread in threads:
+        thread.join()
+    for mine in held:
+        for k, pfn in enumerate(mine.tolist()):
+            assert pfn == 0 or free_pages(raw.words, pfn, k % 4) == 0
+    raw.validate()
+    assert raw.words[H_BAD_FREES] == 0
+    assert_pristine(raw)
+    assert wrong == [0, 0, 0]
+    return raw
+
+
+def test_threads_that_are_drained_while_they_work_never_share_a_block() -> None:
+    life_of_threads(lambda raw: reclaim(raw.words), 150_000 if JIT else 600)
+
+
+def test_a_walker_among_threads_at_work_raises_no_false_alarm() -> None:
+    found: list[int] = []
+    life_of_threads(lambda raw: found.append(int(validate_kept_blocks(raw.words))), 600_000 if JIT else 1500)
+    assert set(found) == {0}

@@ -1,0 +1,502 @@
+"""Sheaves: every fill level of main, spare and barn, every capacity and class, and what a walker finds in damaged ones."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from kernels import (
+    assert_pristine,
+    barn,
+    class_cache,
+    holds,
+    kept_objects,
+    main_sheaf,
+    metadata,
+    own_record,
+    records,
+    spare_sheaf,
+    write,
+)
+from support import JIT, MIB, PAGE, RawArena
+
+from realalloc.mm.kmalloc import kfree, kmalloc
+from realalloc.mm.kmem_cache import (
+    cache_create,
+    cache_destroy,
+    cache_drain,
+    cache_geometry,
+    cache_shrink,
+    next_live_object,
+    validate_cache,
+    validate_caches,
+)
+from realalloc.mm.layout import (
+    BAD_SHEAF,
+    BARN_SHARE_SHIFT,
+    C_ALLOCS,
+    C_FREES,
+    C_MAGIC,
+    C_NR_BARN_EMPTY,
+    C_NR_BARN_FULL,
+    C_NR_SLABS,
+    C_SHEAF,
+    C_SHEAF_CAPACITY,
+    C_STRIDE_BYTES,
+    CF_CTOR,
+    CF_NO_SHEAVES,
+    D_BASE,
+    D_LAST_BYTES,
+    D_MAGIC,
+    D_PUT,
+    D_PUT_BASE,
+    D_PUT_END,
+    D_TOP,
+    EAGAIN,
+    EBUSY,
+    ENOMEM,
+    GFP_ZERO_BIT,
+    H_BAD_FREES,
+    H_NR_RECORDS,
+    H_SHEAF_CACHE,
+    H_ZERO,
+    KMALLOC_SIZES,
+    MAX_BARN_BYTES,
+    MAX_BARN_SHEAVES,
+    MAX_SHEAF_BYTES,
+    MAX_SHEAF_OBJECTS,
+    MIN_BARN_SHEAVES,
+    MIN_SHEAF_OBJECTS,
+    MIN_SHEAVES_PAGES,
+    NULL_RECORD,
+    SHEAF_BLOCKS,
+    SHEAF_DESC_WORDS,
+    SHEAF_OWNERS,
+    SHEAF_SHARE_SHIFT,
+    ZONE_NORMAL,
+)
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
+from realalloc.mm.reclaim import drain_locked, reclaim
+from realalloc.mm.sheaf import cached_objects, validate_sheaves_locked
+from realalloc.mm.slab import is_live_object, set_free_bit
+
+SMALLEST = MIN_SHEAVES_PAGES * PAGE
+
+
+def make_cache(raw: RawArena, nbytes: int = 64, flags: int = 0) -> int:
+    stride, order = cache_geometry(nbytes, 8, 4, 12)
+    return int(cache_create(raw.words, nbytes, 8, stride, order, flags, ZONE_NORMAL))
+
+
+def field(raw: RawArena, at: int, name: int) -> int:
+    return int(raw.words[at + name])
+
+
+def used(raw: RawArena, c: int) -> int:
+    """Objects that are in use for the slabs: those of users, and those in sheaves."""
+    return field(raw, c, C_ALLOCS) - field(raw, c, C_FREES)
+
+
+def cached(raw: RawArena, c: int) -> int:
+    return int(cached_objects(raw.words, field(raw, c, C_SHEAF) // SHEAF_DESC_WORDS))
+
+
+def own(raw: RawArena, c: int) -> int:
+    """The calling thread's descriptor."""
+    return own_record(raw) + field(raw, c, C_SHEAF)
+
+
+def barn_room(raw: RawArena, c: int) -> int:
+    """Sheaves that a barn keeps, by the bytes of their objects."""
+    nbytes = min(MAX_BARN_BYTES, raw.plan.end_pfn * PAGE >> BARN_SHARE_SHIFT)
+    sheaves = nbytes // (field(raw, c, C_SHEAF_CAPACITY) * field(raw, c, C_STRIDE_BYTES))
+    return max(MIN_BARN_SHEAVES, min(sheaves, MAX_BARN_SHEAVES))
+
+
+class Twin:
+    """What one thread's sheaves of a cache should hold, step by step: the second paragraph of sheaf.py."""
+
+    def __init__(self, raw: RawArena, c: int) -> None:
+        self.raw, self.c = raw, c
+        self.capacity = field(raw, c, C_SHEAF_CAPACITY)
+        self.room = barn_room(raw, c)
+        self.main: list[int] = []
+        self.spare: list[int] = []
+        self.barn: list[list[int]] = []
+        self.live: list[int] = []
+
+    def alloc(self) -> None:
+        offset = int(kmem_cache_alloc(self.raw.words, self.c))
+        if not self.main and self.spare:
+            self.main, self.spare = self.spare, []
+        elif not self.main and self.barn:
+            self.main = self.barn.pop(0)
+        elif not self.main:  # from the slabs: which objects is their business
+            self.main = [*main_sheaf(self.raw, own(self.raw, self.c)), offset]
+            assert 1 <= len(self.main) <= self.capacity
+            assert not set(self.main) & set(self.live)
+        assert offset == self.main.pop()
+        self.live.append(offset)
+
+    def free(self, offset: int) -> None:
+        self.live.remove(offset)
+        assert kmem_cache_free(self.raw.words, self.c, offset) == 0
+        if len(self.spare) == self.capacity:
+            if not self.main:
+                self.main, self.spare = self.spare, []
+            elif len(self.barn) < self.room:
+                self.barn.insert(0, self.spare)
+                self.spare = []
+            else:
+                self.spare = []
+        self.spare.append(offset)
+
+    def drain(self) -> None:
+        assert cache_drain(self.raw.words, self.c) == 0
+        self.main, self.spare, self.barn = [], [], []
+
+    @property
+    def level(self) -> tuple[int, int, int]:
+        return len(self.main), len(self.spare), len(self.barn)
+
+    def check(self) -> None:
+        raw, c = self.raw, self.c
+        d = own(raw, c)
+        assert (main_sheaf(raw, d), spare_sheaf(raw, d), barn(raw, c)) == (self.main, self.spare, self.barn)
+        kept = [*self.main, *self.spare, *itertools.chain(*self.barn)]
+        assert len({*kept, *self.live}) == len(kept) + len(self.live) == used(raw, c)
+        assert cached(raw, c) == len(kept)
+        assert field(raw, c, C_NR_BARN_FULL) == len(self.barn)
+        assert 0 <= field(raw, c, C_NR_BARN_EMPTY) <= self.room
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3])
+def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity: int) -> None:
+    """Of two steps from a level the one taken less often, and a drain now and then: all levels, all steps."""
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, PAGE)
+    raw.words[c + C_SHEAF_CAPACITY] = capacity
+    twin, rng = Twin(raw, c), random.Random(capacity)
+    taken: dict[tuple[tuple[int, int, int], bool], int] = {}
+    for step in range(3000 * capacity):
+        level = twin.level
+        pops = taken.get((level, True), 0)
+        puts = taken.get((level, False), 0)
+        up = step // (40 * capacity) % 2 == 0 if pops == puts else pops < puts
+        if not twin.live or (up and len(twin.live) < 200):
+            taken[level, True] = pops + 1
+            twin.alloc()
+        else:
+            taken[level, False] = puts + 1
+            twin.free(rng.choice(twin.live))
+        if step % 700 == 699:
+            assert validate_cache(raw.words, c) == 0
+            twin.drain()
+        twin.check()
+    raw.validate()
+    levels = set(itertools.product(range(capacity + 1), range(capacity + 1), range(twin.room + 1)))
+    levels -= {(capacity, 0, full) for full in range(twin.room + 1)}  # who refills pops one, who makes room puts one
+    missing = {(level, pops) for level in levels for pops in (True, False)} - set(taken)
+    assert missing == set()
+    assert len(taken) == 2 * len(levels)
+    while twin.live:
+        twin.free(twin.live[-1])
+    assert cache_destroy(raw.words, c) == 0
+    assert raw.words[H_BAD_FREES] == 0
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("capacity", range(1, MAX_SHEAF_OBJECTS + 1))
+def test_every_capacity_fills_the_barn_and_comes_back(capacity: int) -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw, 16)
+    raw.words[c + C_SHEAF_CAPACITY] = capacity
+    twin = Twin(raw, c)
+    for _ in range((twin.room + 3) * capacity + 1):
+        twin.alloc()
+    twin.check()
+    live = list(twin.live)
+    for k, offset in enumerate(live):
+        twin.free(offset)
+        if k % capacity in (0, capacity - 1) and (JIT or k % 5 == 0):
+            twin.check()
+    twin.check()
+    assert len(twin.barn) == twin.room
+    kept = kept_objects(raw, c)
+    again = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity)]
+    assert set(again) <= set(kept)
+    assert [kmem_cache_free(raw.words, c, offset) for offset in again] == [0] * capacity
+    twin.drain()
+    assert kept_objects(raw, c) == []
+    assert used(raw, c) == 0
+    assert [field(raw, c, name) for name in (C_NR_BARN_FULL, C_NR_BARN_EMPTY)] == [0, 0]
+    assert raw.words[H_BAD_FREES] == 0
+    raw.validate()
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("pages", [MIN_SHEAVES_PAGES, 2 * MIN_SHEAVES_PAGES, 4096, 1 << 15])
+def test_a_sheaf_holds_a_share_of_the_arena_and_no_more(pages: int) -> None:
+    raw = RawArena(pages * PAGE, 4)
+    nbytes = min(MAX_SHEAF_BYTES, pages * PAGE >> SHEAF_SHARE_SHIFT)
+    for size in KMALLOC_SIZES:
+        c = class_cache(raw, size)
+        capacity = min(nbytes // size, MAX_SHEAF_OBJECTS)
+        if capacity >= MIN_SHEAF_OBJECTS:
+            assert field(raw, c, C_SHEAF_CAPACITY) == capacity
+            assert raw.words[SHEAF_OWNERS + field(raw, c, C_SHEAF) // SHEAF_DESC_WORDS] == c
+        else:
+            assert (field(raw, c, C_SHEAF), field(raw, c, C_SHEAF_CAPACITY)) == (0, 0)
+
+
+@pytest.mark.parametrize("size", KMALLOC_SIZES)
+def test_every_class_keeps_what_is_freed_and_gives_it_back(size: int) -> None:
+    raw = RawArena(32 * MIB, 6)
+    c = class_cache(raw, size)
+    capacity = field(raw, c, C_SHEAF_CAPACITY)
+    assert capacity == min(MAX_SHEAF_BYTES // size, MAX_SHEAF_OBJECTS) >= MIN_SHEAF_OBJECTS
+    live = [int(kmalloc(raw.words, size, 0)) for _ in range(4 * capacity)]
+    for k, offset in enumerate(live):
+        write(raw, offset, size, k)
+    d = own(raw, c)
+    assert field(raw, d, D_MAGIC) == field(raw, c, C_MAGIC) != 0
+    assert field(raw, d, D_LAST_BYTES) % size == 0
+    assert field(raw, d, D_PUT_END) - field(raw, d, D_PUT_BASE) + 1 == capacity
+    for k, offset in random.Random(size).sample(list(enumerate(live)), len(live)):
+        assert holds(raw, offset, size, k)
+        assert kfree(raw.words, offset) == 0
+    raw.validate()
+    kept = kept_objects(raw, c)
+    assert len(kept) == len(set(kept)) == cached(raw, c) == used(raw, c)
+    assert set(live) <= set(kept)  # four sheaves: nothing was flushed
+    last = live[-1]
+    again = [int(kmalloc(raw.words, size, GFP_ZERO_BIT if k % 2 else 0)) for k in range(len(live))]
+    assert set(again) <= set(kept)
+    assert last in again
+    for k, offset in enumerate(again):
+        assert k % 2 == 0 or not raw.words[offset // 8 : (offset + size) // 8].any()
+        assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
+def test_what_was_freed_last_is_served_first_and_without_the_slabs() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(field(raw, c, C_SHEAF_CAPACITY))]
+    assert main_sheaf(raw, own(raw, c)) == []
+    for offset in live:
+        kmem_cache_free(raw.words, c, offset)
+    before = (field(raw, c, C_ALLOCS), field(raw, c, C_FREES))
+    assert [int(kmem_cache_alloc(raw.words, c)) for _ in live] == live[::-1]
+    assert (field(raw, c, C_ALLOCS), field(raw, c, C_FREES)) == before
+    for offset in live:
+        kmem_cache_free(raw.words, c, offset)
+    assert_pristine(raw)
+
+
+def test_the_last_object_that_the_arena_has_is_served_though_no_sheaf_can_be_had() -> None:
+    """A small arena used up by one cache: sheaves are a convenience, they never cost an object."""
+    counts = []
+    for sheaves in (True, False):
+        raw = RawArena(SMALLEST, 4, sheaves=sheaves)
+        c = make_cache(raw, 1000)
+        live = []
+        while (offset := int(kmem_cache_alloc(raw.words, c))) > 0:
+            live.append(offset)
+        assert offset == ENOMEM
+        assert len(live) == len(set(live))
+        counts.append(len(live))
+        raw.validate()
+        for offset in random.Random(5).sample(live, len(live)):
+            assert kmem_cache_free(raw.words, c, offset) == 0
+        raw.validate()
+        reclaim(raw.words)  # sheaves in the barn have pages too
+        again = [int(kmem_cache_alloc(raw.words, c)) for _ in live]
+        assert set(again) == set(live)
+        assert kmem_cache_alloc(raw.words, c) == ENOMEM
+        for offset in again:
+            assert kmem_cache_free(raw.words, c, offset) == 0
+        assert cache_destroy(raw.words, c) == 0
+        assert_pristine(raw)
+    with_sheaves, without = counts
+    assert without - 4 * 8 <= with_sheaves <= without  # a record and a page of sheaves
+
+
+def test_a_cache_with_a_constructor_has_sheaves_and_asks_for_objects_when_they_are_empty() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw, 64, CF_CTOR)
+    assert field(raw, c, C_SHEAF) != 0
+    assert kmem_cache_alloc(raw.words, c) == EAGAIN
+    assert cached(raw, c) == used(raw, c) == 0
+    raw.validate()
+    assert cache_destroy(raw.words, c) == 0
+
+
+def test_internal_caches_and_those_that_ask_for_it_have_no_sheaves() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw, 64, CF_NO_SHEAVES)
+    assert (field(raw, c, C_SHEAF), field(raw, c, C_SHEAF_CAPACITY)) == (0, 0)
+    offset = int(kmem_cache_alloc(raw.words, c))
+    assert kmem_cache_free(raw.words, c, offset) == 0
+    assert (used(raw, c), raw.words[H_NR_RECORDS]) == (0, 0)
+    assert kmem_cache_free(raw.words, c, offset) < 0
+
+
+def test_sheaf_indices_run_out_and_the_next_cache_does_without_until_one_comes_back() -> None:
+    raw = RawArena(2 * SMALLEST, 4)
+    made = []
+    while field(raw, c := make_cache(raw), C_SHEAF) != 0:
+        made.append(c)
+    owners = [int(raw.words[SHEAF_OWNERS + k]) for k in range(1, SHEAF_BLOCKS)]
+    assert len(set(owners)) == len(owners) == SHEAF_BLOCKS - 1
+    assert set(made) <= set(owners)
+    poor = c
+    offset = int(kmem_cache_alloc(raw.words, poor))
+    assert kmem_cache_free(raw.words, poor, offset) == 0
+    assert used(raw, poor) == 0
+    offset = int(kmem_cache_alloc(raw.words, made[3]))
+    assert cache_destroy(raw.words, made[3]) == EBUSY
+    assert kmem_cache_free(raw.words, made[3], offset) == 0
+    index = field(raw, made[3], C_SHEAF)
+    assert cache_destroy(raw.words, made[3]) == 0
+    assert raw.words[SHEAF_OWNERS + index // SHEAF_DESC_WORDS] == 0
+    heir = make_cache(raw, 24)
+    assert (heir, field(raw, heir, C_SHEAF)) == (made[3], index)
+    live = [int(kmem_cache_alloc(raw.words, heir)) for _ in range(100)]
+    assert {(offset % PAGE) % field(raw, heir, C_STRIDE_BYTES) for offset in live} == {0}
+    for offset in live:
+        assert kmem_cache_free(raw.words, heir, offset) == 0
+    for c in {*made, poor} - {heir} | {heir}:
+        assert cache_destroy(raw.words, c) == 0
+    assert_pristine(raw)
+
+
+def test_draining_one_cache_leaves_the_others_their_sheaves() -> None:
+    raw = RawArena(SMALLEST, 4)
+    made = [make_cache(raw, nbytes) for nbytes in (24, 64, 200)]
+    for c in made:
+        for offset in [int(kmem_cache_alloc(raw.words, c)) for _ in range(30)]:
+            kmem_cache_free(raw.words, c, offset)
+    kept = [cached(raw, c) for c in made]
+    assert all(count > 0 for count in kept)
+    assert cache_drain(raw.words, made[1]) == 0
+    assert [cached(raw, c) for c in made] == [kept[0], 0, kept[2]]
+    assert field(raw, own(raw, made[1]), D_MAGIC) == 0
+    assert next_live_object(raw.words, made[1], 0) == 0
+    assert cache_shrink(raw.words, made[0]) > 0
+    assert field(raw, made[0], C_NR_SLABS) == cached(raw, made[0]) == 0
+    raw.validate()
+    assert drain_locked(raw.words) == kept[2] + 1  # and the record
+    assert raw.words[H_NR_RECORDS] == 0
+    assert drain_locked(raw.words) == 0
+    assert_pristine(raw)
+
+
+def test_bulk_verbs_go_through_the_same_sheaves() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    out = raw.out(1000)
+    assert kmem_cache_alloc_bulk(raw.words, c, 500, out) == 0
+    live = out[:500].tolist()
+    assert len(set(live)) == 500
+    assert used(raw, c) == 500 + cached(raw, c)
+    for offset in live:
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    kept = cached(raw, c)
+    assert kept <= field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + 2)
+    assert kmem_cache_alloc_bulk(raw.words, c, kept, out) == 0
+    assert cached(raw, c) == 0
+    for offset in out[:kept].tolist():
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    assert_pristine(raw)
+
+
+def kept_cache(count: int = 40) -> tuple[RawArena, int, int]:
+    """An arena, a cache of it with objects in all three places, and the descriptor."""
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    raw.words[c + C_SHEAF_CAPACITY] = 8
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count + 4)]
+    for offset in live[:count]:
+        kmem_cache_free(raw.words, c, offset)
+    d = own(raw, c)
+    assert main_sheaf(raw, d)
+    assert spare_sheaf(raw, d)
+    assert barn(raw, c)
+    raw.validate()
+    return raw, c, d
+
+
+def damage(what: str, raw: RawArena, c: int, d: int) -> list[tuple[int, int]]:
+    """Words to change, with what."""
+    w = raw.words
+    top, put, spare = (int(w[d + name]) for name in (D_TOP, D_PUT, D_PUT_BASE))
+    full = int(w[c + C_NR_BARN_FULL])
+    user = next(offset for offset in range(int(w[top]), 1 << 30, 64) if offset not in kept_objects(raw, c))
+    return {
+        "twice in the main sheaf": [(top, int(w[top - 1]))],
+        "in both sheaves": [(put, int(w[top]))],
+        "in the barn and in a sheaf": [(put, barn(raw, c)[0][0])],
+        "no object begins there": [(put, int(w[put]) + 8)],
+        "of no cache": [(put, 16)],
+        "of another cache": [(put, int(kmalloc(w, 64, 0)))],
+        "the main top is behind the end": [(d + D_TOP, int(w[d + D_BASE]) + MAX_SHEAF_OBJECTS)],
+        "the main top is before the beginning": [(d + D_TOP, int(w[d + D_BASE]) - 2)],
+        "the spare top is behind the end": [(d + D_PUT, int(w[d + D_PUT_END]) + 1)],
+        "the spare top is before the beginning": [(d + D_PUT, spare - 2)],
+        "no zero below the main sheaf": [(int(w[d + D_BASE]) - 1, user)],
+        "no zero below the spare sheaf": [(spare - 1, user)],
+        "one sheaf too many in the barn": [(c + C_NR_BARN_FULL, full - 1)],
+        "one sheaf too few in the barn": [(c + C_NR_BARN_FULL, full + 1)],
+    }[what]
+
+
+DAMAGES = [
+    "twice in the main sheaf", "in both sheaves", "in the barn and in a sheaf", "no object begins there", "of no cache",
+    "of another cache", "the main top is behind the end", "the main top is before the beginning",
+    "the spare top is behind the end", "the spare top is before the beginning", "no zero below the main sheaf",
+    "no zero below the spare sheaf", "one sheaf too many in the barn", "one sheaf too few in the barn",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_walker_finds_damage_and_leaves_it_as_it_was(what: str) -> None:
+    raw, c, d = kept_cache()
+    changes = damage(what, raw, c, d)
+    saved = [(at, int(raw.words[at])) for at, _ in changes]
+    for at, value in changes:
+        raw.words[at] = value
+    before = metadata(raw)
+    for walk in (lambda: validate_cache(raw.words, c), lambda: validate_caches(raw.words)):
+        assert walk() == BAD_SHEAF
+        assert (metadata(raw) == before).all()
+    assert validate_sheaves_locked(raw.words, c) == BAD_SHEAF
+    for at, value in saved:
+        raw.words[at] = value
+    raw.validate()
+
+
+def test_a_walker_finds_an_object_that_is_free_in_its_map_and_leaves_it_free() -> None:
+    raw, c, d = kept_cache()
+    victim = main_sheaf(raw, d)[0]
+    assert set_free_bit(raw.words, c, victim, 1) == 0
+    for _ in range(2):
+        assert validate_sheaves_locked(raw.words, c) == BAD_SHEAF
+    assert is_live_object(raw.words, c, victim) == 0
+    assert set_free_bit(raw.words, c, victim, 0) == 0
+    raw.validate()
+
+
+def test_the_record_of_nobody_is_never_written() -> None:
+    raw = RawArena(SMALLEST, 4)
+    before = raw.words[NULL_RECORD : NULL_RECORD + PAGE // 8].copy()
+    c = make_cache(raw)
+    for offset in [int(kmem_cache_alloc(raw.words, c)) for _ in range(200)]:
+        kmem_cache_free(raw.words, c, offset)
+    reclaim(raw.words)
+    assert (raw.words[NULL_RECORD : NULL_RECORD + PAGE // 8] == before).all()
+    assert raw.words[H_ZERO] == 0
+    assert records(raw) == []
+    assert used(raw, int(raw.words[H_SHEAF_CACHE])) == 0
+    assert_pristine(raw)

@@ -1,0 +1,354 @@
+"""Threads and their records: who gets a slot, what becomes of a record, and more threads than there are slots."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Iterator
+
+import pytest
+from kernels import (
+    Worker,
+    assert_pristine,
+    holds,
+    identity,
+    idle_records,
+    kept_objects,
+    main_sheaf,
+    own_record,
+    page_kind,
+    records,
+    slots,
+    spare_sheaf,
+    write,
+)
+from support import JIT, PAGE, RawArena
+
+from realalloc.lease import forks
+from realalloc.mm.kmalloc import kfree, kmalloc
+from realalloc.mm.kmem_cache import cache_create, cache_destroy, cache_geometry, validate_caches
+from realalloc.mm.layout import (
+    C_ALLOCS,
+    C_FREES,
+    C_SHEAF,
+    EINVAL,
+    ENOMEM,
+    H_BAD_FREES,
+    H_CLOSED,
+    H_IDLE_RECORDS,
+    H_NR_RECORDS,
+    H_SHEAVES,
+    KIND_RECORD,
+    MIN_SHEAVES_PAGES,
+    NULL_RECORD,
+    PAGE_WORDS,
+    T_INSIDE,
+    T_KEPT,
+    T_RECORD,
+    THREAD_SLOTS,
+    THREAD_WORDS,
+    THREADS,
+    ZONE_NORMAL,
+)
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
+from realalloc.mm.reclaim import drain_locked, reclaim
+from realalloc.mm.threads import (
+    FAR_SHIFT,
+    NEAR_SHIFT,
+    forget_other_threads,
+    retire_threads,
+    thread_ends,
+)
+
+SMALLEST = MIN_SHEAVES_PAGES * PAGE
+
+
+def make_cache(raw: RawArena, nbytes: int = 64) -> int:
+    stride, order = cache_geometry(nbytes, 8, 4, 12)
+    return int(cache_create(raw.words, nbytes, 8, stride, order, 0, ZONE_NORMAL))
+
+
+def used(raw: RawArena, c: int) -> int:
+    return int(raw.words[c + C_ALLOCS] - raw.words[c + C_FREES])
+
+
+def places(key: int) -> tuple[int, int]:
+    """The two places that a thread may have its slot in."""
+    near, far = (THREADS + (key >> shift) % THREAD_SLOTS * THREAD_WORDS for shift in (NEAR_SHIFT, FAR_SHIFT))
+    return near, far
+
+
+def touch(raw: RawArena, c: int, count: int = 1) -> list[int]:
+    """Allocate and free: afterwards the thread has a record, if it can have one. Returns what was freed."""
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count)]
+    assert [kmem_cache_free(raw.words, c, offset) for offset in live] == [0] * count
+    return live
+
+
+def slot_fields(raw: RawArena, key: int) -> list[int]:
+    at = slots(raw)[key]
+    return [int(raw.words[at + name]) for name in (T_INSIDE, T_RECORD, T_KEPT)]
+
+
+@contextlib.contextmanager
+def crowd(count: int, raw: RawArena) -> Iterator[list[Worker]]:
+    made = [Worker() for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.end(raw)
+
+
+@pytest.mark.parametrize(("pages", "works", "sheaves"), [
+    (MIN_SHEAVES_PAGES - 1, True, 0), (MIN_SHEAVES_PAGES, True, 1), (MIN_SHEAVES_PAGES, False, 0), (1 << 14, True, 1),
+])  # fmt: skip
+def test_threads_have_sheaves_where_there_is_memory_and_a_barrier(pages: int, works: bool, sheaves: int, monkeypatch):
+    monkeypatch.setattr("realalloc.mm.kmalloc.barriers_work", lambda: works)
+    raw = RawArena(pages * PAGE, 4)
+    assert raw.words[H_SHEAVES] == sheaves
+    c = make_cache(raw)
+    first = touch(raw, c, 5)
+    assert raw.words[H_NR_RECORDS] == len(slots(raw)) == sheaves
+    assert kmem_cache_free(raw.words, c, first[0]) == (0 if sheaves else EINVAL)
+    assert used(raw, c) == len(kept_objects(raw, c)) - sheaves or not sheaves
+    reclaim(raw.words)
+    assert raw.words[H_BAD_FREES] == sheaves
+    assert used(raw, c) == 0
+    assert_pristine(raw)
+
+
+def test_a_slot_names_its_thread_and_a_record_that_is_a_page() -> None:
+    raw = RawArena(SMALLEST, 4)
+    assert slots(raw) == {}
+    c = make_cache(raw)
+    assert slots(raw) == {}  # whoever only makes caches needs none
+    touch(raw, c)
+    me = int(identity())
+    assert set(slots(raw)) == {me}
+    assert slots(raw)[me] in places(me)
+    record = own_record(raw)
+    assert slot_fields(raw, me) == [0, record, record]
+    assert record % PAGE_WORDS == 0
+    assert page_kind(raw, record // PAGE_WORDS) == KIND_RECORD
+    assert records(raw) == [record]
+    assert raw.words[H_NR_RECORDS] == 1
+    touch(raw, c, 100)
+    assert records(raw) == [record]
+    assert drain_locked(raw.words) > 1
+    assert slot_fields(raw, me) == [0, NULL_RECORD, NULL_RECORD]
+    touch(raw, c)
+    assert own_record(raw) != NULL_RECORD
+    assert thread_ends(raw.words, me) == 0
+    assert slots(raw) == {}
+    assert thread_ends(raw.words, me) == 0  # nothing is left to give up
+    assert len(idle_records(raw)) == 1
+    raw.validate()
+    assert_pristine(raw)
+
+
+def test_the_record_of_a_thread_that_ends_is_the_next_ones_with_what_is_in_it() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    first = Worker()
+    first.do(touch, raw, c, 50)
+    record = int(raw.words[slots(raw)[first.identity] + T_KEPT])
+    d = record + int(raw.words[c + C_SHEAF])
+    kept = main_sheaf(raw, d), spare_sheaf(raw, d)
+    first.end(raw)
+    assert idle_records(raw) == [record]
+    assert (main_sheaf(raw, d), spare_sheaf(raw, d)) == kept
+    raw.validate()
+    second = Worker()
+    served = int(second.do(kmem_cache_alloc, raw.words, c))
+    assert served == kept[0][-1]
+    assert int(raw.words[slots(raw)[second.identity] + T_KEPT]) == record
+    assert idle_records(raw) == []
+    assert raw.words[H_NR_RECORDS] == 1
+    assert second.do(kmem_cache_free, raw.words, c, served) == 0
+    second.end(raw)
+    assert used(raw, c) == len(kept_objects(raw, c))
+    assert drain_locked(raw.words) > 1  # idle records are drained too
+    assert (used(raw, c), raw.words[H_NR_RECORDS], raw.words[H_IDLE_RECORDS]) == (0, 0, 0)
+    assert_pristine(raw)
+
+
+def test_many_short_lives_need_one_record() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    for _ in range(40):
+        worker = Worker()
+        worker.do(touch, raw, c, 70)
+        worker.end(raw)
+        assert raw.words[H_NR_RECORDS] == 1
+    raw.validate()
+    assert_pristine(raw)
+
+
+def test_a_thread_that_was_drained_by_another_finds_its_door_open_again() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    with crowd(3, raw) as made:
+        for _ in range(5):
+            for worker in made:
+                worker.do(touch, raw, c, 20)
+            assert raw.words[H_NR_RECORDS] == 3
+            assert validate_caches(raw.words) == 0  # locks out, and lets in again
+            for worker in made:
+                inside, seen, kept = slot_fields(raw, worker.identity)
+                assert inside == 0
+                assert seen == kept != NULL_RECORD
+            made[0].do(reclaim, raw.words)
+            assert raw.words[H_NR_RECORDS] == used(raw, c) == 0
+            for worker in made:
+                assert slot_fields(raw, worker.identity) == [0, NULL_RECORD, NULL_RECORD]
+    assert_pristine(raw)
+
+
+def test_more_threads_than_slots() -> None:
+    """All alive at once: some have a slot, in one of two places, the others do without and are exact."""
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw)
+    count = 2 * THREAD_SLOTS + 12
+    with crowd(count, raw) as made:
+        assert len({worker.identity for worker in made}) == count
+        live = {}
+        for k, worker in enumerate(made):
+            for offset in [int(worker.do(kmem_cache_alloc, raw.words, c)) for _ in range(5)]:
+                write(raw, offset, 64, k)
+                live[offset] = k
+        assert len(live) == 5 * count
+        having = slots(raw)
+        assert 0 < len(having) <= THREAD_SLOTS
+        assert raw.words[H_NR_RECORDS] == len(having)
+        for worker in made:
+            near, far = places(worker.identity)
+            if worker.identity in having:
+                assert having[worker.identity] in (near, far)
+            else:
+                assert {near, far} <= set(having.values())
+        raw.validate()
+        poor = [worker for worker in made if worker.identity not in having]
+        assert poor
+        rng = random.Random(2)
+        for offset, k in rng.sample(sorted(live.items()), len(live)):
+            assert holds(raw, offset, 64, k)
+            worker = rng.choice(made)
+            assert worker.do(kmem_cache_free, raw.words, c, offset) == 0
+            if worker in poor:
+                assert worker.do(kmem_cache_free, raw.words, c, offset) == EINVAL
+        assert used(raw, c) == len(kept_objects(raw, c))
+        raw.validate()
+        rich = next(worker for worker in made if worker.identity in having)
+        successor = next(w for w in poor if having[rich.identity] in places(w.identity))
+        made.remove(rich)
+        rich.end(raw)
+        successor.do(touch, raw, c)
+        assert slots(raw)[successor.identity] == having[rich.identity]
+    assert slots(raw) == {}
+    assert raw.words[H_BAD_FREES] == 0
+    assert cache_destroy(raw.words, c) == 0
+    assert_pristine(raw)
+
+
+def test_a_slot_can_be_had_without_a_record_when_pages_have_run_out() -> None:
+    raw = RawArena(SMALLEST, 4)
+    live = []
+    while (offset := int(kmalloc(raw.words, 8192, 0))) > 0:
+        live.append(offset)
+    while (offset := int(kmalloc(raw.words, PAGE, 0))) > 0:
+        live.append(offset)
+    worker = Worker()
+    assert worker.do(kmalloc, raw.words, 64, 0) == ENOMEM
+    fields = slot_fields(raw, worker.identity) if worker.identity in slots(raw) else [0, NULL_RECORD, NULL_RECORD]
+    assert fields == [0, NULL_RECORD, NULL_RECORD]
+    raw.validate()
+    assert worker.do(kfree, raw.words, live.pop()) == 0
+    for offset in live:
+        assert worker.do(kfree, raw.words, offset) == 0
+    raw.validate()
+    worker.end(raw)
+    assert_pristine(raw)
+
+
+def test_the_child_of_a_fork_forgets_the_other_threads() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    touch(raw, c)
+    with crowd(3, raw) as made:
+        for worker in made:
+            worker.do(touch, raw, c, 9)
+        raw.words[slots(raw)[made[0].identity] + T_INSIDE] = 1  # it was at its sheaves when the process forked
+        mine = own_record(raw)
+        before = set(records(raw))
+        assert forget_other_threads(raw.words) == 0
+        assert set(slots(raw)) == {int(identity())}
+        assert own_record(raw) == mine
+        assert set(idle_records(raw)) == before - {mine}
+        raw.validate()
+        assert drain_locked(raw.words) > 4  # nobody is waited for
+        assert used(raw, c) == 0
+    assert_pristine(raw)
+
+
+def test_an_arena_that_closes_sends_every_thread_the_slow_way_for_ever() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(3)]
+    touch(raw, c, 30)
+    with crowd(2, raw) as made:
+        for worker in made:
+            worker.do(touch, raw, c, 30)
+        raw.words[H_CLOSED] = 1
+        assert retire_threads(raw.words) == 0
+        assert raw.words[H_SHEAVES] == 0
+        for key in slots(raw):
+            assert slot_fields(raw, key) == [0, NULL_RECORD, NULL_RECORD]
+        before = used(raw, c)
+        for do in (lambda *work: int(work[0](*work[1:])), *(worker.do for worker in made)):
+            assert do(kmem_cache_alloc, raw.words, c) == ENOMEM
+            assert do(kmalloc, raw.words, 64, 0) == ENOMEM
+            offset = live.pop()
+            assert do(kmem_cache_free, raw.words, c, offset) == 0
+            assert do(kmem_cache_free, raw.words, c, offset) == EINVAL  # exact, as without sheaves
+        assert used(raw, c) == before - 3
+        assert all(raw.words[at + T_RECORD] == NULL_RECORD for at in slots(raw).values())
+
+
+def test_a_drainer_waits_for_a_thread_that_is_inside() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    touch(raw, c, 10)
+    at = slots(raw)[int(identity())]
+    raw.words[at + T_INSIDE] = 1  # as if this thread were at its sheaves
+    done: list[int] = []
+    drainer = threading.Thread(target=lambda: done.append(int(reclaim(raw.words))))
+    drainer.start()
+    drainer.join(0.1)
+    assert drainer.is_alive()
+    assert raw.words[at + T_RECORD] == NULL_RECORD  # the door is shut
+    assert len(kept_objects(raw, c)) > 0
+    raw.words[at + T_INSIDE] = 0
+    drainer.join()
+    assert kept_objects(raw, c) == []
+    assert len(done) == 1
+    assert_pristine(raw)
+
+
+@pytest.mark.skipif(not JIT, reason="the C library tells machine code only")
+def test_the_c_library_says_when_a_thread_ends() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    forks.watch(raw.memory.address)
+    try:
+        for _ in range(5):
+            thread = threading.Thread(target=touch, args=(raw, c, 20))
+            thread.start()
+            thread.join()
+            while slots(raw):  # the destructor runs after Python has let go of the thread
+                pass
+            assert raw.words[H_NR_RECORDS] == 1
+    finally:
+        forks.ignore(raw.memory.address)
+    assert_pristine(raw)
