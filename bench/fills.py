@@ -1,0 +1,91 @@
+"""Jitted loops whose objects are written, and read, from end to end; made as those of kernels.py are.
+
+``at(how, block)`` is the address of a block, so that the writing is the same machine code for everybody. Sums of what was read
+are returned: they have to be the same for all.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from bench.waits import bump_at, fill, total_of
+from realalloc.lease.capi import load_at, store_at
+
+
+def make(alloc, free, at):
+    """Make the loops over one kind of allocator."""
+
+    @njit(nogil=True)
+    def toggle(how, blocks, held, slots, sizes, begin, end):
+        """Read and free what a slot holds; where it is empty, fill it with an object that is all written."""
+        total = 0
+        for k in range(begin, end):
+            slot, size = slots[k], sizes[k]
+            if blocks[slot] != 0:
+                total += total_of(at(how, blocks[slot]), held[slot])
+                free(how, blocks[slot])
+                blocks[slot] = 0
+                continue
+            block = alloc(how, size)
+            if block == 0:
+                return -1
+            fill(at(how, block), size, k + 1)
+            blocks[slot] = block
+            held[slot] = size
+        return total
+
+    @njit(nogil=True)
+    def zero(how, blocks, held, slots, sizes, begin, end):
+        """Replace what a slot holds by an object that is all zeroed, but for its number at both ends."""
+        total = 0
+        for k in range(begin, end):
+            slot, size = slots[k], sizes[k]
+            if blocks[slot] != 0:
+                old = at(how, blocks[slot])
+                total += load_at(old) + load_at(old + held[slot] - 8)
+                free(how, blocks[slot])
+            block = alloc(how, size)
+            if block == 0:
+                return -1
+            fill(at(how, block), size, 0)
+            store_at(at(how, block), k)
+            store_at(at(how, block) + size - 8, k)
+            blocks[slot] = block
+            held[slot] = size
+        return total
+
+    @njit(nogil=True)
+    def replay_full(how, blocks, slots, sizes, begin, end):
+        """Allocate into a slot and write all of it, or free it where the size is negative."""
+        for k in range(begin, end):
+            slot, size = slots[k], sizes[k]
+            if size < 0:
+                free(how, blocks[slot])
+                blocks[slot] = 0
+                continue
+            block = alloc(how, size)
+            if block == 0:
+                return -1
+            fill(at(how, block), size, k)
+            blocks[slot] = block
+        return 0
+
+    @njit(nogil=True)
+    def scratch(how, gift, repeats, writes):
+        """Free what another thread allocated; then write to small objects of one's own, again and again."""
+        if gift != 0:
+            free(how, gift)
+        total = 0
+        for _ in range(repeats):
+            block = alloc(how, 8)
+            if block == 0:
+                return -1
+            address = at(how, block)
+            store_at(address, 0)
+            for _ in range(writes):
+                bump_at(address)
+            total += load_at(address)
+            free(how, block)
+        return total
+
+    return {"toggle": toggle, "zero": zero, "replay_full": replay_full, "scratch": scratch}
