@@ -20,5 +20,8 @@ def test_the_echo_server_serves_and_ends_quietly() -> None:
             sock.sendall(b"hello\n")
             assert answer.readline() == b"hello\n"
             child.send_signal(signal.SIGINT)
-            said = child.stderr.read()
+            try:
+                _, said = child.communicate(timeout=60)
+            finally:
+                child.kill()
     assert "KeyboardInterrupt" in said and "Warning" not in said and "BufferError" not in said
