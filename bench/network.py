@@ -70,7 +70,7 @@ async def child(kind: str, copies: bool) -> None:
     server = await loop.create_server(lambda: make(), "127.0.0.1", 0, backlog=4096)
     rss = psutil.Process().memory_info().rss
     if make is None:
-        buffers = StreamBuffers(arena.mempool(POOL, size=MESSAGE))
+        buffers = StreamBuffers(arena.mempool(POOL, size=MESSAGE, order="reserve-only"))
         make = lambda: EchoProtocol(buffers)  # noqa: E731
     print(server.sockets[0].getsockname()[1], rss, flush=True)
     await loop.run_in_executor(None, sys.stdin.read)

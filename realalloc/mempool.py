@@ -2,7 +2,8 @@
 
 ``MemPool`` stands on kmalloc, a cache or pages; its state is words in the arena and ``alloc`` without arguments is machine
 code. ``ObjectPool`` is the same contract over a user's own ``alloc_fn`` and ``free_fn``, for any Python object.
-Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's. How one waits is in
+Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's, and with
+``"reserve-only"`` there are never more than ``min_nr`` elements. How one waits is in
 :mod:`realalloc.waiting`, what typed and tracked elements are in :mod:`realalloc.elements`.
 """
 
@@ -41,7 +42,11 @@ if TYPE_CHECKING:
     from realalloc.arena import Arena
     from realalloc.cache import KmemCache
 
-ORDERS = {"reserve-first": 0, "alloc-first": 1}
+ORDERS = {
+    "reserve-first": layout.ORDER_RESERVE_FIRST,
+    "alloc-first": layout.ORDER_ALLOC_FIRST,
+    "reserve-only": layout.ORDER_RESERVE_ONLY,
+}
 WIPES = ("never", "on_alloc", "on_free")
 
 
@@ -70,7 +75,8 @@ def make_pool(
 
     Exactly one backing: ``size=bytes`` (kmalloc), ``cache=``, ``order=n`` with an integer (blocks of ``4096 << n`` bytes,
     also ``pages=n``), ``struct=`` (a ctypes Structure or NumPy dtype, whose instances are handed out, each initialised once by
-    ``ctor``), or ``alloc_fn=`` with ``free_fn=``. ``order="alloc-first"`` asks the backing before the reserve.
+    ``ctor``), or ``alloc_fn=`` with ``free_fn=``. ``order="alloc-first"`` asks the backing before the reserve,
+    ``"reserve-only"`` waits instead of asking it: there are never more than ``min_nr`` elements.
     ``gfp=GFP_DMA`` or ``locked=True`` takes elements from the locked zone. ``zero`` and ``poison`` ("never", "on_alloc",
     "on_free") overwrite elements; free elements' poison is checked. A free that leaves fewer than ``low`` elements in the
     reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``.
@@ -93,8 +99,8 @@ def make_pool(
             raise ValueError("alloc_fn needs free_fn")
         if locked or gfp or (zero, poison) != ("never", "never"):
             raise ValueError("locked, gfp, zero and poison are for memory, not for the objects of an alloc_fn")
-        first = order == "alloc-first"
-        return ObjectPool(arena, count, alloc_fn, free_fn, pool_data, alloc_first=first, watermarks=marks, track=track)
+        asked = ORDERS[order]
+        return ObjectPool(arena, count, alloc_fn, free_fn, pool_data, order=asked, watermarks=marks, track=track)
     if free_fn is not None:
         raise ValueError("free_fn needs alloc_fn")
     if ctor is not None and struct is None:
@@ -113,7 +119,7 @@ def make_pool(
         raise ValueError("zero and poison would destroy the constructed state of the cache's objects")
     try:
         return MemPool(
-            arena, count, size=size, cache=cache, pages=pages, alloc_first=ORDERS[order], gfp=flags, kind=kind,
+            arena, count, size=size, cache=cache, pages=pages, order=ORDERS[order], gfp=flags, kind=kind,
             wipe=wipe, watermarks=marks, track=track, own=own,
         )  # fmt: skip
     except BaseException:
@@ -155,7 +161,7 @@ class MemPool(WaitingPool[Any]):
         size: int | None,
         cache: KmemCache | None,
         pages: int | None,
-        alloc_first: int,
+        order: int,
         gfp: int,
         kind: Struct | None = None,
         wipe: int = 0,
@@ -178,8 +184,8 @@ class MemPool(WaitingPool[Any]):
             nbytes = as_int(size, "size", 1)
             backing, argument = layout.BACKING_KMALLOC, nbytes
         else:
-            order = as_int(pages, "order", 0, int(words[layout.H_MAX_ORDER]))
-            backing, argument, nbytes = layout.BACKING_PAGES, order, layout.PAGE_BYTES << order
+            page_order = as_int(pages, "order", 0, int(words[layout.H_MAX_ORDER]))
+            backing, argument, nbytes = layout.BACKING_PAGES, page_order, layout.PAGE_BYTES << page_order
         self._arena = arena
         self.element_bytes = nbytes
         self._gfp = gfp & GFP_DMA
@@ -187,7 +193,7 @@ class MemPool(WaitingPool[Any]):
         self._tracker = Tracker() if track else None
         self._wakers: dict[Any, Waker] = {}
         self._check_count(min_nr)
-        p = int(pool_create(words, min_nr, backing, argument, nbytes, alloc_first, zone))
+        p = int(pool_create(words, min_nr, backing, argument, nbytes, order, zone))
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
         self._at: int | None = p
@@ -205,7 +211,13 @@ class MemPool(WaitingPool[Any]):
         self._tag = tag_of(VERB_POOL, p)
         self._context = make_context(arena._gate, p, nbytes, self._tag)
         plain = kind is None and not track
-        self.alloc: Callable[..., Any] = arena._leases.bind_pool(self._context, self._alloc) if plain else self._alloc
+        self.alloc: Callable[..., Any] = self._alloc
+        self.alloc_preallocated: Callable[[], Any] = self._alloc_preallocated
+        self._poll: Callable[[], Any] = self._poll_slow  # alloc_preallocated without an exception, which costs 40 us
+        if plain:
+            self._poll = arena._leases.bind_pool_reserve(self._context, self._poll_slow)
+            self.alloc = arena._leases.bind_pool(self._context, self._alloc)
+            self.alloc_preallocated = arena._leases.bind_pool_reserve(self._context, self._alloc_preallocated)
         if kind is not None or track:
             shut(self._context)
 
@@ -284,7 +296,11 @@ class MemPool(WaitingPool[Any]):
             return self._tracker.summary()
         return f"; {self.stats().outstanding} are out; track=True would tell who has them"
 
-    def alloc_preallocated(self) -> Any:
+    def _poll_slow(self) -> Any:
+        found = self._lease(VERB_POOL_RESERVE, 0)
+        return None if type(found) is int else found
+
+    def _alloc_preallocated(self) -> Any:
         """Return an element of the reserve; OutOfMemory if it is empty. Never waits, never asks the backing allocator."""
         found = self._lease(VERB_POOL_RESERVE, 0)
         if type(found) is int:

@@ -5,7 +5,9 @@ elements are numbers; this file keeps the object of each number. Neither functio
 ``alloc_fn`` that raises or returns None has failed, and the reserve is used; a ``free_fn`` that raises has freed: its error
 passes through, and the books are right already.
 
-Invariant: objects = those in the reserve + those out; numbers are never used twice.
+Invariant: objects = those in the reserve + those out; numbers are never used twice. Machine code names what it took or put
+in a :class:`Seat` while ``finally`` already stands, and then no call comes before the books agree, so that no Ctrl-C, which
+is looked at after calls alone, loses an element between the two.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from realalloc.elements import Holder, caller, summary
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
+from realalloc.mm.jit import unbroken
 from realalloc.mm.mempool import (
-    pool_alloc,
-    pool_alloc_reserved,
-    pool_claim,
+    pool_admit,
     pool_create,
     pool_destroy,
-    pool_free,
     pool_injects,
     pool_object,
+    pool_put,
     pool_resize,
+    pool_take,
     validate_pool,
 )
 from realalloc.sizes import as_int
@@ -42,6 +44,21 @@ from realalloc.wakers import Waker
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
+
+
+PUT_BACK = 1 + layout.OK  # what pool_put says where the reserve has it
+
+
+class Seat:
+    """A word that machine code writes and a ``finally`` reads; made once, used again."""
+
+    __slots__ = ("array", "at", "word")
+
+    def __init__(self) -> None:
+        """Hold 0."""
+        self.array = np.zeros(1, np.int64)
+        self.word = self.array.data
+        _, self.at = unbroken(pool_take, self.array)  # as machine code takes it
 
 
 class ObjectPool(WaitingPool[Any]):
@@ -57,7 +74,7 @@ class ObjectPool(WaitingPool[Any]):
         free_fn: Callable[[Any], object],
         pool_data: Any,
         *,
-        alloc_first: bool,
+        order: int,
         watermarks: tuple[int, int] = (0, 0),
         track: bool = False,
     ) -> None:
@@ -66,19 +83,25 @@ class ObjectPool(WaitingPool[Any]):
         self._alloc_fn = alloc_fn
         self._free_fn = free_fn
         self._data = pool_data
-        self._alloc_first = alloc_first
+        self._order = order
         self._low, self._high = watermarks
         self._track = track
         self._numbers = itertools.count(1)
         self._objects: dict[int, Any] = {}
+        self._known: dict[int, int] = {}  # numbers by id of the object
+        self._seats: list[Seat] = []
         self._out: dict[int, tuple[int, Any, tuple[str, float, str] | None]] = {}  # by id of the object
         self._wakers: dict[Any, Waker] = {}
         words = arena.words
         if min_nr * layout.WORD_BYTES > arena.size:
             raise arena._out_of_memory(f"a reserve of {min_nr} elements", GFP_KERNEL)
-        p = int(pool_create(words, min_nr, layout.BACKING_OBJECT, 0, layout.WORD_BYTES, int(alloc_first), 0))
+        p = int(pool_create(words, min_nr, layout.BACKING_OBJECT, 0, layout.WORD_BYTES, order, 0))
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
+        self._take_number, self._raw = unbroken(pool_take, words)
+        self._put_number, _ = unbroken(pool_put, words)
+        self._admit_number, _ = unbroken(pool_admit, words)
+        self._offer_number, _ = unbroken(pool_object, words)
         self._at: int | None = p
         self._descriptor = p  # outlives a destruction by force until the last element is back
         self.alloc = self._alloc
@@ -104,10 +127,15 @@ class ObjectPool(WaitingPool[Any]):
         except Exception:  # noqa: BLE001  # a failed alloc_fn falls back to the reserve, whatever it raised
             return None
 
+    def _owed(self, words: Any) -> int:
+        """Return how many elements the reserve may be given."""
+        room = self._capacity(words) - int(words[self.at + layout.P_CURR_NR])
+        return min(room, int(words[self.at + layout.P_MISSING])) if self._order == layout.ORDER_RESERVE_ONLY else room
+
     def _fill(self, target: int, gfp: int) -> bool:
         """Bring the reserve up to ``target``; False if ``alloc_fn`` failed."""
         words = self._words()
-        while int(words[self.at + layout.P_CURR_NR]) < target:
+        while int(words[self.at + layout.P_CURR_NR]) < target and self._owed(words) > 0:
             element = self._make(gfp)
             if element is None:
                 return False
@@ -115,64 +143,130 @@ class ObjectPool(WaitingPool[Any]):
                 break
         return True
 
-    def _offer(self, words: Any, element: Any) -> bool:
-        """Put a fresh element into the reserve; False if that is full or gone, and ``free_fn`` has it."""
-        number = next(self._numbers)
-        self._objects[number] = element
-        p = self._at  # None: it was destroyed while alloc_fn ran
-        if p is not None and pool_object(words, p, number, 1) == layout.OK:
-            return True
-        del self._objects[number]
-        self._free_fn(element)
-        return False
+    def _number(self, element: Any) -> int:
+        """Name a fresh element. ValueError if the pool has it already: two users would share it."""
+        if id(element) in self._known:
+            raise ValueError("alloc_fn returned an object that the pool has already")
+        return next(self._numbers)
 
-    def _note(self, number: int) -> Any:
+    def _forget(self, number: int) -> Any:
         element = self._objects[number]
-        note = (caller(), time.monotonic(), threading.current_thread().name) if self._track else None
-        self._out[id(element)] = number, element, note
+        key = id(element)
+        del self._objects[number]
+        del self._known[key]
         return element
 
-    def _fresh(self, words: Any, gfp: int) -> Any:
+    def _offer(self, _words: Any, element: Any) -> bool:
+        """Put a fresh element into the reserve; False if that is full or gone, and ``free_fn`` has it.
+
+        ``_words`` keeps the range mapped; here and below.
+        """
+        number, key = self._number(element), id(element)
+        seat = self._seats.pop() if self._seats else Seat()
+        word = seat.word
+        p = self._at  # None: it was destroyed while alloc_fn ran
+        try:
+            self._objects[number] = element
+            self._known[key] = number
+            if p is not None:
+                self._offer_number(self._raw, p, number, seat.at)
+        finally:
+            kept = word[0] != 0
+            word[0] = 0
+            if not kept:
+                del self._objects[number]
+                del self._known[key]
+                self._free_fn(element)
+        self._seats.append(seat)
+        return kept
+
+    def _hand(self, _words: Any, how: int, argument: int) -> Any:
+        """Hand out what the reserve or a grant has, noted as out; None if there is nothing."""
+        seat = self._seats.pop() if self._seats else Seat()
+        word = seat.word
+        p = self.at
+        try:
+            self._take_number(self._raw, p, how, argument, seat.at)
+            if word[0] <= 0:
+                return None
+            element = self._objects[word[0]]
+            note = (caller(), time.monotonic(), threading.current_thread().name) if self._track else None
+            key = id(element)
+            self._out[key] = word[0], element, note
+            word[0] = 0  # no call since it was noted: from here on it is the caller's
+        finally:
+            number = word[0]
+            if number > 0:  # taken, but not noted
+                try:
+                    self._put_number(self._raw, p, number, seat.at)
+                finally:
+                    back = word[0] == PUT_BACK
+                    word[0] = 0
+                    if not back:
+                        self._free_fn(self._forget(number))
+        self._seats.append(seat)
+        return element
+
+    def _fresh(self, _words: Any, gfp: int) -> Any:
+        """Hand out what ``alloc_fn`` makes, noted as out; None if that failed."""
         element = self._make(gfp)
         if element is None:
             return None
-        number = next(self._numbers)
-        self._objects[number] = element
+        number, key = self._number(element), id(element)
+        note = (caller(), time.monotonic(), threading.current_thread().name) if self._track else None
+        seat = self._seats.pop() if self._seats else Seat()
+        word = seat.word
         p = self._at
-        if p is None or pool_object(words, p, number, 0) != layout.OK:
-            del self._objects[number]
-            self._free_fn(element)
+        try:
+            self._objects[number] = element
+            self._known[key] = number
+            if p is not None:
+                self._admit_number(self._raw, p, number, seat.at)
+        finally:
+            admitted = word[0] > 0
+            word[0] = 0
+            if admitted:
+                self._out[key] = number, element, note
+            else:
+                del self._objects[number]
+                del self._known[key]
+                self._free_fn(element)
+        self._seats.append(seat)
+        if not admitted:
             self._words()
             return None
-        return self._note(number)
+        return element
 
     def _attempt(self, flags: int) -> Any:
         words = self._words()
-        if self._alloc_first:
+        alloc_first = self._order == layout.ORDER_ALLOC_FIRST
+        if alloc_first:
             element = self._fresh(words, flags & ~GFP_DIRECT_RECLAIM)
             if element is not None:
                 return element
-        number = int(pool_alloc(words, self.at, flags & layout.GFP_WAIT_BIT))
-        if number > 0:
-            return self._note(number)
-        if self._alloc_first or (flags & GFP_DIRECT_RECLAIM and words[self.at + layout.P_WAITERS]):
+        element = self._hand(words, layout.TAKE_NOW, flags & layout.GFP_WAIT_BIT)
+        if element is not None:
+            return element
+        if alloc_first or (flags & GFP_DIRECT_RECLAIM and words[self.at + layout.P_WAITERS]):
             return None  # it will queue behind the others
-        return self._fresh(words, flags)
+        if self._order != layout.ORDER_RESERVE_ONLY:
+            return self._fresh(words, flags)
+        if self._owed(words) <= 0 or not self._fill(self.curr_nr + 1, flags):
+            return None
+        return self._hand(words, layout.TAKE_NOW, flags & layout.GFP_WAIT_BIT)
 
     def _claim(self, request: int) -> Any:
-        number = int(pool_claim(self._words(), self.at, request))
-        if number <= 0:
+        element = self._hand(self._words(), layout.TAKE_CLAIM, request)
+        if element is None:
             self._words()
             raise CorruptionError(f"{self!r}: a granted element is not there")
-        return self._note(number)
+        return element
 
     def _serve(self, words: Any, p: int, flags: int) -> None:
-        wanted = int(words[p + layout.P_WAITERS])
-        spare = int(words[p + layout.P_CURR_NR] - words[p + layout.P_GRANTED])
-        if wanted:
-            room = self._capacity(words) - int(words[p + layout.P_CURR_NR])
-            need = min(room, max(1, self._head_need(words, p) - spare))
-            for _ in range(need):
+        if words[p + layout.P_WAITERS]:
+            spare = int(words[p + layout.P_CURR_NR] - words[p + layout.P_GRANTED])
+            need = max(1, self._head_need(words, p) - spare)
+            for _ in range(min(self._owed(words), need)):
                 element = self._make(flags)
                 if element is None or not self._offer(words, element):
                     break
@@ -201,25 +295,40 @@ class ObjectPool(WaitingPool[Any]):
 
     def alloc_preallocated(self) -> Any:
         """Return an element of the reserve; OutOfMemory if it is empty."""
-        number = int(pool_alloc_reserved(self._words(), self.at))
-        if number <= 0:
+        words = self._words()
+        element = self._hand(words, layout.TAKE_RESERVED, 0)
+        if element is None:
             raise OutOfMemory(f"{self!r}: the reserve is empty{self._who()}")
-        return self._note(number)
+        return element
 
     def free(self, element: Any) -> None:
         """Return an element: to the reserve first, else to ``free_fn``. InvalidFree if it is not out."""
         if element is None:
             return
-        number, known, _ = self._out.pop(id(element), (0, None, None))
-        if known is not element:
-            if number:
-                self._out[id(known)] = number, known, None
-            raise InvalidFree("pool.free: not an element of this pool that is out")
+        key = id(element)
+        number, known, _ = self._out.get(key, (0, None, None))
         words = None if self._arena.closed else self._arena.words
-        if words is None or pool_free(words, self._descriptor, number) != layout.OK:
-            del self._objects[number]
-            self._free_fn(element)
-        elif self._low and self.curr_nr < self._low:
+        seat = self._seats.pop() if self._seats else Seat()
+        word, mine = seat.word, False
+        try:
+            if known is element:
+                del self._out[key]
+                mine = True  # no call before it is in the reserve
+                if words is not None:
+                    self._put_number(self._raw, self._descriptor, number, seat.at)
+        except KeyError:  # another thread freed it just now
+            pass
+        finally:
+            back = word[0] == PUT_BACK
+            word[0] = 0
+            if mine and not back:
+                del self._objects[number]
+                del self._known[key]
+                self._free_fn(element)
+        self._seats.append(seat)
+        if not mine:
+            raise InvalidFree("pool.free: not an element of this pool that is out")
+        if back and self._low and self.curr_nr < self._low:
             self._fill(self._high, GFP_KERNEL & ~GFP_DIRECT_RECLAIM)
 
     def free_bulk(self, elements: Iterable[Any]) -> None:
@@ -256,7 +365,7 @@ class ObjectPool(WaitingPool[Any]):
 
     def _drop(self, surplus: Any) -> None:
         numbers = [int(number) for number in surplus[1 : 1 + int(surplus[0])]]
-        self._each(self._free_fn, [self._objects.pop(number) for number in numbers])
+        self._each(self._free_fn, [self._forget(number) for number in numbers])
 
     def resize(self, min_nr: int) -> None:
         """Change ``min_nr``; surplus elements go to ``free_fn``, missing ones are made now or returned later.

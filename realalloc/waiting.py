@@ -68,6 +68,11 @@ class WaitingPool(Generic[E]):
         """Whether the reserve is full."""
         return self.curr_nr >= self.min_nr
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there are never more than ``min_nr`` elements: ``order="reserve-only"``."""
+        return int(self._words()[self.at + layout.P_ORDER]) == layout.ORDER_RESERVE_ONLY
+
     def _words(self) -> Any:
         """Return the arena's words; ArenaClosed or ValueError if arena or pool are gone."""
         words = self._arena.words

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_elements_of_a_dma_pool_are_in_the_locked_zone() -> None:
 # -- the guarantee ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["reserve-first", "alloc-first"])
+@pytest.mark.parametrize("order", ["reserve-first", "alloc-first", "reserve-only"])
 @pytest.mark.parametrize("backing", BACKINGS)
 def test_min_nr_elements_can_be_had_although_the_arena_is_exhausted(small: ra.Arena, backing: str, order: str) -> None:
     pool = make(small, backing, 3, order=order)
@@ -159,6 +160,72 @@ def test_min_nr_elements_can_be_had_although_the_arena_is_exhausted(small: ra.Ar
     del buf, held
     got.clear()
     assert pool.curr_nr == 3
+    pool.destroy()
+
+
+@pytest.mark.parametrize("backing", BACKINGS)
+def test_reserve_only_never_has_more_than_min_nr(backing: str) -> None:
+    arena = ra.Arena("64MiB")
+    pool = make(arena, backing, 3, order="reserve-only")
+    assert pool.is_bounded
+    held = [pool.alloc() for _ in range(3)]
+    refuses(arena, TimeoutError, "no element came back", lambda: pool.alloc(timeout=0))
+    refuses(arena, ra.OutOfMemory, "GFP_NOWAIT may not wait", pool.alloc, ra.GFP_NOWAIT)
+    assert (pool.refill(), pool.stats().outstanding, pool.stats().gets_alloc) == (0, 3, 0)
+    pool.resize(5)
+    assert pool.curr_nr == 2
+    held += [pool.alloc(), pool.alloc()]
+    pool.resize(2)
+    for left in (4, 3, 2):  # what is too many goes before the reserve is filled
+        held.pop()
+        gc.collect()
+        assert (pool.stats().outstanding, pool.curr_nr) == (left, 0)
+        refuses(arena, TimeoutError, "no element came back", lambda: pool.alloc(timeout=0))
+    held.pop()
+    gc.collect()
+    assert (pool.stats().puts_free, pool.stats().puts_reserve, pool.curr_nr) == (3, 1, 1)
+    pool.resize(1)
+    assert pool.curr_nr == 0, "one is out, and that is all there may be"
+    pool.validate()
+    held.clear()
+    gc.collect()
+    assert pool.is_saturated
+    pool.destroy()
+    arena.close()
+
+
+def test_reserve_only_asks_for_what_a_failed_top_up_owes(arena: ra.Arena) -> None:
+    pool = arena.mempool(1, size=100, order="reserve-only", low=1)
+    pool.fail_alloc()
+    held = [pool.alloc()]
+    pool.resize(4)
+    assert pool.curr_nr == 0
+    refuses(arena, TimeoutError, "no element came back", lambda: pool.alloc(timeout=0))
+    pool.fail_alloc(0)
+    held.append(pool.alloc())
+    assert (pool.stats().gets_alloc, pool.curr_nr) == (1, 0)
+    held += pool.alloc_bulk(2)
+    refuses(arena, TimeoutError, "no element came back", lambda: pool.alloc(timeout=0))
+    held.clear()
+    assert (pool.curr_nr, pool.stats().puts_free) == (4, 0)
+    pool.destroy()
+
+
+def test_reserve_only_is_a_bound_under_threads(arena: ra.Arena) -> None:
+    pool = arena.mempool(3, size=100, order="reserve-only")
+    most: list[int] = []
+
+    def use() -> None:
+        for _ in range(some(200, 50)):
+            with pool.alloc():
+                time.sleep(1e-5)
+                most.append(pool.stats().outstanding)
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(use) for _ in range(6)]:
+            done.result()
+    assert max(most) <= 3 == pool.curr_nr
+    assert pool.stats().gets_alloc == 0 < pool.stats().peak_waiters
     pool.destroy()
 
 
@@ -500,7 +567,7 @@ def test_repr_shows_reserve_and_use(arena: ra.Arena) -> None:
 
 
 @pytest.mark.parametrize("backing", BACKINGS)
-@pytest.mark.parametrize("order", ["reserve-first", "alloc-first"])
+@pytest.mark.parametrize("order", ["reserve-first", "alloc-first", "reserve-only"])
 def test_threads_that_hammer_a_pool_wait_for_each_other_and_never_share_an_element(
     small: ra.Arena, backing: str, order: str
 ) -> None:

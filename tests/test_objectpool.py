@@ -70,7 +70,7 @@ def test_an_interrupt_while_the_reserve_is_made_gives_all_back(arena: ra.Arena) 
 
 
 @pytest.mark.parametrize("raises", [None, RuntimeError])
-@pytest.mark.parametrize("order", ["reserve-first", "alloc-first"])
+@pytest.mark.parametrize("order", ["reserve-first", "alloc-first", "reserve-only"])
 def test_min_nr_elements_can_be_had_although_alloc_fn_fails(arena: ra.Arena, order: str, raises: Any) -> None:
     maker = Maker(room=3)
     maker.raises = raises
@@ -157,7 +157,7 @@ def test_resize_up_and_down_keeps_the_guarantee(arena: ra.Arena) -> None:
     assert maker.live == []
 
 
-@pytest.mark.parametrize("order", ["reserve-first", "alloc-first"])
+@pytest.mark.parametrize("order", ["reserve-first", "alloc-first", "reserve-only"])
 def test_a_destroyed_pool_hands_out_nothing_and_makes_nothing(arena: ra.Arena, order: str) -> None:
     maker = Maker()
     pool = maker.pool(arena, 1, order=order)
@@ -200,3 +200,44 @@ def test_threads_that_hammer_a_pool_never_share_an_element(arena: ra.Arena) -> N
     pool.validate()
     pool.destroy()
     assert maker.live == []
+
+
+def test_reserve_only_makes_no_more_objects_than_min_nr(arena: ra.Arena) -> None:
+    maker = Maker()
+    pool = maker.pool(arena, 2, order="reserve-only", low=2)
+    held = [pool.alloc(), pool.alloc()]
+    with pytest.raises(TimeoutError):
+        pool.alloc(timeout=0)
+    with pytest.raises(ra.OutOfMemory):
+        pool.alloc(ra.GFP_NOWAIT)
+    assert pool.refill() == 0 and len(maker.flags) == 2
+    maker.room = 2
+    pool.resize(3)
+    with pytest.raises(TimeoutError):
+        pool.alloc(timeout=0)
+    maker.room = 9
+    held.append(pool.alloc())
+    assert len(maker.live) == 3
+    pool.resize(1)
+    while held:
+        pool.free(held.pop())
+    assert len(maker.live) == pool.curr_nr == 1
+    pool.validate()
+    pool.destroy()
+    assert maker.live == []
+
+
+def test_an_alloc_fn_that_returns_an_object_twice_is_told(arena: ra.Arena) -> None:
+    one = ["only"]
+    freed: list[Any] = []
+    with pytest.raises(ValueError, match="has already"):
+        arena.mempool(2, alloc_fn=lambda data, gfp: one, free_fn=freed.append)
+    assert freed == [one]
+    pool: Any = arena.mempool(1, alloc_fn=lambda data, gfp: one, free_fn=freed.append)
+    held = pool.alloc()
+    with pytest.raises(ValueError, match="has already"):
+        pool.alloc()
+    pool.validate()
+    pool.free(held)
+    pool.destroy()
+    assert freed == [one, one]

@@ -290,7 +290,7 @@ def test_threads_that_hold_one_element_each_make_progress_although_the_backing_a
 
 
 @both
-@pytest.mark.parametrize("order", ["reserve-first", "alloc-first"])
+@pytest.mark.parametrize("order", ["reserve-first", "alloc-first", "reserve-only"])
 @pytest.mark.parametrize("low", [0, 1])
 def test_resizes_and_refills_while_others_take_and_wait_lose_nothing(
     arena: ra.Arena, kind: str, order: str, low: int
@@ -549,6 +549,48 @@ pool.validate()
 while held: pool.free(held.pop())
 pool.free_bulk(pool.alloc_bulk(2, timeout=0))
 gc.collect(); assert pool.stats().outstanding == 0
+pool.destroy(); arena.close()
+""",
+    )
+
+
+@jitted
+def test_a_storm_of_keyboard_interrupts_keeps_the_books_of_objects() -> None:
+    """Wherever they hit alloc and free: what the arena counts as out is what the pool notes as out, and nothing else."""
+    quiet_child(
+        START
+        + """
+arena = ra.Arena('4MiB')
+freed = []
+pool = arena.mempool(3, alloc_fn=lambda d, g: bytearray(9), free_fn=freed.append)
+left = 0
+def more(*_):
+    global left
+    if left: left -= 1; raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, more)
+def attempt(k):
+    global left
+    left = 2
+    signal.setitimer(signal.ITIMER_REAL, 1e-5 + k % 97 * 5e-7, 1e-5 + k % 7 * 3e-6)
+    while True:
+        held = [pool.alloc() for _ in range(4)]
+        while held: pool.free(held.pop())
+hits = 0
+for k in range(4000):
+    try:
+        try: attempt(k)
+        except KeyboardInterrupt: hits += 1; left = 0
+    except KeyboardInterrupt: pass
+    while left:
+        try: left = 0
+        except KeyboardInterrupt: pass
+    signal.setitimer(signal.ITIMER_REAL, 0, 0)
+    now = pool.stats()
+    assert now.outstanding == len(pool._out), (k, now, pool._out)
+    assert len(pool._objects) == len(pool._known) == now.curr_nr + now.outstanding, (k, now, pool._objects)
+    for _, element, _ in list(pool._out.values()): pool.free(element)  # interrupted between alloc and its caller
+    pool.validate()
+assert hits > 1000 and pool.curr_nr == 3
 pool.destroy(); arena.close()
 """,
     )

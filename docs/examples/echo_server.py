@@ -13,7 +13,7 @@ from realalloc.adapters.stream import StreamBuffers
 async def main(port: int) -> None:
     """Serve until interrupted."""
     with ra.Arena("64MiB") as arena:
-        pool = arena.mempool(64, size=64 << 10)
+        pool = arena.mempool(64, size=64 << 10, order="reserve-only")
         buffers = StreamBuffers(pool, stall_seconds=30)
         server = await asyncio.get_running_loop().create_server(lambda: EchoProtocol(buffers), "127.0.0.1", port)
         print("listening on", server.sockets[0].getsockname()[1], flush=True)

@@ -112,7 +112,6 @@ class FileProtocol(PooledProtocol):
                 await self._send_all(buf[:got])
                 left -= got
                 del buf
-                self._buffers.elements.returned()
 
     async def _send_all(self, data: memoryview) -> None:
         """Send, and wait until the socket took it."""

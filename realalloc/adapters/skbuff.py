@@ -244,16 +244,26 @@ class SkBuff:
 class SkBuffPool:
     """Socket buffers of ``size`` bytes, of which ``min_nr`` exist ahead: a cache of blocks with a mempool in front of it.
 
-    ``headroom`` bytes are reserved in every new buffer. ``name`` is the cache's, unique in the arena. Raises as
+    There are never more than ``min_nr``; another ``order`` asks the arena for more, as the kernel does. ``headroom`` bytes
+    are reserved in every new buffer. ``name`` is the cache's, unique in the arena. Raises as
     ``Arena.kmem_cache`` and ``Arena.mempool`` do, with nothing kept.
     """
 
-    def __init__(self, arena: Arena, min_nr: int, size: int, *, headroom: int = 0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        min_nr: int,
+        size: int,
+        *,
+        headroom: int = 0,
+        name: str | None = None,
+        order: str = "reserve-only",
+    ) -> None:
         self.size = as_int(size, "size", 1)
         self.headroom = as_int(headroom, "headroom", 0, self.size)
         self._cache = arena.kmem_cache(name or f"skbuff-{self.size}", self.size, align=ALIGN_BYTES)
         try:
-            self.pool: MemPool = arena.mempool(min_nr, cache=self._cache)
+            self.pool: MemPool = arena.mempool(min_nr, cache=self._cache, order=order)
         except BaseException:
             self._cache.destroy()
             raise

@@ -7,9 +7,9 @@ so an element is taken then, passed to ``received``, and goes back when the last
 Nothing grows. Two things stop a connection from reading, and only that connection:
 * SLOW: data given to ``send`` is not sent yet. What the socket does not take stays in its element, without a copy; the
   transport gets pieces of at most ``PIECE_BYTES``, only in order to hear from it when there is room.
-* STARVED: the reserve is empty. A protocol cannot wait in ``get_buffer``, and the transport is going to read. So it reads at
+* STARVED: the pool is empty. A protocol cannot wait in ``get_buffer``, and the transport is going to read. So it reads at
   most ``SIP_BYTES`` into a scratch buffer shared by the loop. If something came reading is paused, and the connection queues
-  for an element, first come, first served; with it the sip is delivered and reading goes on.
+  for an element, first come, first served; with it the sip, and what has come meanwhile, is delivered and reading goes on.
 A peer that neither reads nor goes away keeps its element; ``stall_seconds`` bounds that: who makes no progress in sending for
 so long is aborted.
 
@@ -35,7 +35,7 @@ SIP_BYTES = 64  # received without an element: so much can wait outside the pool
 SLOW = 1  # why reading is paused; bits
 STARVED = 2
 HELD = 4
-NO_DIRECT_WRITE = -1
+NO_DIRECT_IO = -1
 
 
 class StreamBuffers:
@@ -78,7 +78,7 @@ class PooledProtocol(asyncio.BufferedProtocol):
         self._unsent: deque[memoryview] | None = None  # slices of elements that the socket did not take yet
         self._task: asyncio.Task[None] | None = None  # waits for an element
         self._stall: asyncio.TimerHandle | None = None
-        self._fd = NO_DIRECT_WRITE
+        self._fd = NO_DIRECT_IO
         self._paused = 0
         self._closing = self._eof = False
 
@@ -175,11 +175,10 @@ class PooledProtocol(asyncio.BufferedProtocol):
         elements.hand = None
         if not self._closing:
             self.received(buf[:nbytes])
-        elements.returned()
 
     def eof_received(self) -> bool:
         """Let go of the element; the transport stays open for what is still to be sent."""
-        self._buffers.elements.drop_hand()
+        self._buffers.elements.hand = None
         self._eof = True
         self.ended()
         return self._transport is not None and not self._transport.is_closing()
@@ -188,12 +187,12 @@ class PooledProtocol(asyncio.BufferedProtocol):
         """Let go of everything."""
         self._buffers.connections.discard(self)
         self._transport = self._unsent = None
-        self._fd = NO_DIRECT_WRITE
+        self._fd = NO_DIRECT_IO
         self._stop_watching()
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        self._buffers.elements.drop_hand()
+        self._buffers.elements.hand = None
         self.closed(exc)
 
     # -- starving -------------------------------------------------------------------------------------------------------------
@@ -210,7 +209,7 @@ class PooledProtocol(asyncio.BufferedProtocol):
         try:
             if not self._closing:
                 buf[: len(sip)] = sip
-                self.received(buf[: len(sip)])
+                self.received(buf[: len(sip) + self._read_some(buf[len(sip) :])])
         except Exception as error:  # noqa: BLE001  # as a transport does when buffer_updated raises
             context = {
                 "message": "received() failed",
@@ -221,8 +220,16 @@ class PooledProtocol(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_exception_handler(context)
             self.abort()
         del buf
-        self._buffers.elements.returned()
         self._go_on(STARVED)
+
+    def _read_some(self, room: memoryview) -> int:
+        """Receive what is there already: else a connection that always starves would live on sips (64 bytes a turn)."""
+        if self._fd == NO_DIRECT_IO:
+            return 0
+        try:
+            return os.readv(self._fd, [room])
+        except OSError:  # nothing there, or an end that the transport will meet too
+            return 0
 
     def _pause(self, why: int) -> None:
         if not self._paused and self._transport is not None and not self._eof:
@@ -247,7 +254,7 @@ class PooledProtocol(asyncio.BufferedProtocol):
             return data[:0]
         if transport.get_write_buffer_size():
             return data
-        if self._fd == NO_DIRECT_WRITE:
+        if self._fd == NO_DIRECT_IO:
             return data
         try:
             return data[os.write(self._fd, data) :]
@@ -263,7 +270,7 @@ class PooledProtocol(asyncio.BufferedProtocol):
         while unsent and self._transport is not None:
             rest = self._write_some(unsent[0])
             if len(rest) and self._writable():
-                piece = PIECE_BYTES if self._fd != NO_DIRECT_WRITE else RECORD_BYTES
+                piece = PIECE_BYTES if self._fd != NO_DIRECT_IO else RECORD_BYTES
                 self._transport.write(rest[:piece])
                 rest = rest[piece:]
             if not len(rest):
@@ -278,7 +285,6 @@ class PooledProtocol(asyncio.BufferedProtocol):
     def _all_sent(self) -> None:
         self._unsent = None
         self._stop_watching()
-        self._buffers.elements.returned()
         if self._closing:
             self.close()
             return

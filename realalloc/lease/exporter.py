@@ -29,11 +29,12 @@ from realalloc.lease.slots import (
     getbuffer,
     kmalloc_builtin,
     pool_alloc_fast,
+    pool_reserved_fast,
 )
 from realalloc.mm.jit import Entry, c_function
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_slow
 from realalloc.mm.layout import WORD_BYTES
-from realalloc.mm.mempool import pool_alloc, pool_wait_end, wake_pools
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_wait_end, wake_pools
 from realalloc.mm.objects import cache_alloc_slow
 from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.threads import retire_threads
@@ -129,6 +130,7 @@ class Jitted:
             kfree_slow,
             cache_alloc_slow,
             pool_alloc,
+            pool_alloc_reserved,
             *forks.CALLED,
             *at_exit,
         ):
@@ -147,6 +149,8 @@ class Jitted:
         self._cache_bulk = self._method(b"alloc_bulk", bulk, fast, b"n, gfp=GFP_KERNEL")
         pool = compiled(pool_alloc_fast, types.int64, 4)
         self._pool = self._method(b"alloc", pool, fast, b"gfp=GFP_KERNEL, timeout=None")
+        reserved = compiled(pool_reserved_fast, types.int64, 4)
+        self._reserved = self._method(b"alloc_preallocated", reserved, fast, b"")
         self._kmalloc = self._method(
             b"kmalloc", compiled(kmalloc_builtin, types.int64, 4), fast, b"size, gfp=GFP_KERNEL"
         )
@@ -179,6 +183,10 @@ class Jitted:
     def bind_pool(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``pool.alloc``."""
         return self._bind(self._pool, context, slow)
+
+    def bind_pool_reserve(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
+        """Make ``pool.alloc_preallocated``."""
+        return self._bind(self._reserved, context, slow)
 
     def bind_kmalloc(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``arena.kmalloc``: one exact int > 0 is served by machine code, all else by ``slow``."""

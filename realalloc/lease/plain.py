@@ -7,7 +7,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from realalloc.lease.blocks import VERB_CACHE, VERB_KMALLOC, VERB_POOL, count_lease, drop_lease, give_back, take
+from realalloc.lease.blocks import (
+    VERB_CACHE,
+    VERB_KMALLOC,
+    VERB_POOL,
+    VERB_POOL_RESERVE,
+    count_lease,
+    drop_lease,
+    give_back,
+    take,
+)
 from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
 from realalloc.lease.exporter import BASETYPE, PY_BF_GETBUFFER, make_type
 from realalloc.lease.slots import E_BASE, E_LENGTH, E_OFFSET, E_TAG, X_GATE, X_LENGTH, X_OWNER, X_TAG
@@ -88,6 +97,10 @@ class Plain:
     def bind_pool(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``pool.alloc``."""
         return self._bind(context, VERB_POOL, GFP_WAIT_BIT, slow)
+
+    def bind_pool_reserve(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
+        """Make ``pool.alloc_preallocated``."""
+        return self._bind(context, VERB_POOL_RESERVE, 0, slow)
 
     def bind_kmalloc(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``arena.kmalloc``."""

@@ -36,7 +36,7 @@ from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words, kernel, native
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
 from realalloc.mm.layout import GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, OK
-from realalloc.mm.mempool import pool_alloc
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved
 from realalloc.mm.objects import cache_alloc as take_object
 from realalloc.mm.objects import free_fast
 
@@ -197,20 +197,31 @@ def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
     return vectorcall(tuple_item(bound, 1), args, count, names)
 
 
-def pool_alloc_fast(bound: int, args: int, count: int, names: int) -> int:
-    """``pool.alloc``."""
+@kernel
+def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> int:
     if count == 0 and names == 0:
         context = as_ssize(tuple_item(bound, 0))
         base = load_at(load_at(context + X_GATE))
         if base != 0:
             words = words_at(base)
             count_lease(words, 1)
-            offset = pool_alloc(words, load_at(context + X_OWNER), GFP_WAIT_BIT)
+            p = load_at(context + X_OWNER)
+            offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_WAIT_BIT)
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
             _let_go(drop_lease(words))
     return vectorcall(tuple_item(bound, 1), args, count, names)
+
+
+def pool_alloc_fast(bound: int, args: int, count: int, names: int) -> int:
+    """``pool.alloc``."""
+    return _from_pool(bound, args, count, names, 0)
+
+
+def pool_reserved_fast(bound: int, args: int, count: int, names: int) -> int:
+    """``pool.alloc_preallocated``."""
+    return _from_pool(bound, args, count, names, 1)
 
 
 def kmalloc_builtin(bound: int, args: int, count: int, names: int) -> int:

@@ -294,14 +294,14 @@ def entry(func: F) -> F:
     return cast("F", made)
 
 
-def unbroken(kernel: Any, words: Words) -> tuple[Callable[..., object], Any]:
-    """Return an entry as a C function, and the words as that takes them: a call runs no bytecode before machine code, where
-    the handler of a second Ctrl-C could raise. Without jit the function itself.
+def unbroken(kernel: Any, *arrays: Words) -> tuple[Any, ...]:
+    """Return an entry as a C function, and arrays as that takes them: a call runs no bytecode before machine code, where
+    the handler of a Ctrl-C could raise. Without jit the function itself.
     """
     if not JIT:
-        return kernel, words
+        return kernel, *arrays
     kernel.compile()
-    return (kernel._call, _word(words)) if POINTERS else (kernel.dispatcher, words)
+    return (kernel._call, *map(_word, arrays)) if POINTERS else (kernel.dispatcher, *arrays)
 
 
 def signature(func: Callable[..., Any]) -> Any:

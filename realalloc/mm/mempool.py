@@ -2,13 +2,15 @@
 
 1. The reserve is an array of element offsets, filled when the pool is made; every page of every element is touched then.
 2. ``alloc`` takes from the reserve first and asks the backing allocator when it is empty (or the other way round, the
-   kernel's order, with P_ALLOC_FIRST). ``free`` refills the reserve first.
+   kernel's order, with ORDER_ALLOC_FIRST). ``free`` refills the reserve first. With ORDER_RESERVE_ONLY there are never more
+   than capacity elements: the backing allocator is asked for what is missing, and nothing else.
 3. Who must wait queues (:mod:`realalloc.mm.waiters`). While somebody does, the reserve is the queue's, and so is what the
    backing allocator gives to somebody who may wait: nobody overtakes. Who may not wait can still have a fresh element.
 4. With BACKING_OBJECT elements are numbers of the face's objects: it makes and frees them, everything else is the same.
 
 Guarantee: curr_nr + out + missing >= capacity, where out = gets - puts and missing is what a failed top-up still owes: an
 element is only given to the backing allocator while the reserve is full. So whoever waits gets one when users return theirs.
+With ORDER_RESERVE_ONLY it is an equation, unless a resize has left more than capacity out: then nothing is missing.
 Invariant: 0 <= curr_nr <= capacity = max(1, min_nr), and every reserved element is a live block of the backing allocator.
 """
 
@@ -35,7 +37,8 @@ from realalloc.mm.layout import (
     NODE_GRANTED,
     NODE_WAITING,
     OK,
-    P_ALLOC_FIRST,
+    ORDER_ALLOC_FIRST,
+    ORDER_RESERVE_ONLY,
     P_ARG,
     P_BACKING,
     P_CAPACITY,
@@ -57,6 +60,7 @@ from realalloc.mm.layout import (
     P_MISSING,
     P_NEXT,
     P_NODES,
+    P_ORDER,
     P_PUTS_FREE,
     P_PUTS_RESERVE,
     P_REFILL_HIGH,
@@ -69,6 +73,8 @@ from realalloc.mm.layout import (
     POOL_LIVE,
     POOL_WORDS,
     SURPLUS,
+    TAKE_CLAIM,
+    TAKE_RESERVED,
     WIPE_POISON_ON_FREE,
     WORD_BYTES,
 )
@@ -85,6 +91,7 @@ from realalloc.mm.reserve import (
     is_element,
     is_injected,
     is_poisoned,
+    owes,
     pop_element,
     prefault,
     push_element,
@@ -115,9 +122,7 @@ REFILL_BATCH = 8  # elements that one free tops the reserve up by, at most
 
 
 @entry
-def pool_create(
-    words: Words, min_nr: int, backing: int, arg: int, element_bytes: int, alloc_first: int, zone: int
-) -> int:
+def pool_create(words: Words, min_nr: int, backing: int, arg: int, element_bytes: int, order: int, zone: int) -> int:
     """Make a pool with an empty reserve; return its word index or ENOMEM. :func:`pool_fill` comes next."""
     capacity = max(1, min_nr)
     lock(words)
@@ -136,7 +141,7 @@ def pool_create(
     words[p + P_BACKING] = backing
     words[p + P_ARG] = arg
     words[p + P_ELEMENT_BYTES] = element_bytes
-    words[p + P_ALLOC_FIRST] = alloc_first
+    words[p + P_ORDER] = order
     words[p + P_ZONE] = zone
     words[p + P_ELEMENTS_BYTES] = elements
     words[p + P_CAPACITY] = capacity
@@ -210,11 +215,17 @@ def _pop_reserved(words: Words, p: int) -> int:
 
 
 @kernel
-def _fresh(words: Words, p: int, gfp: int) -> int:
+def _fresh(words: Words, p: int, gfp: int, last: int) -> int:
+    """Ask the backing allocator; where nothing else is ``last``, reclaiming once if pages have run out."""
+    if words[p + P_ORDER] == ORDER_RESERVE_ONLY and words[p + P_MISSING] == 0:
+        return ENOMEM
     offset = backing_alloc_locked(words, p, gfp)
+    if offset == ENOMEM and last == 1 and words[p + P_FAIL_TIMES] == 0 and reclaim_locked(words) > 0:
+        offset = backing_alloc_locked(words, p, gfp)
     if offset > 0:
         account_locked(words, p)
         words[p + P_GETS_ALLOC] += 1
+        words[p + P_MISSING] -= 1 if words[p + P_ORDER] == ORDER_RESERVE_ONLY else 0
     return offset
 
 
@@ -224,13 +235,11 @@ def _take_locked(words: Words, p: int, gfp: int) -> int:
     if words[p + P_WAITERS] > 0 and gfp & GFP_WAIT_BIT:
         return ENOMEM  # it will queue
     mine = spare_elements(words, p) if words[p + P_WAITERS] == 0 else 0
-    if words[p + P_ALLOC_FIRST] == 0 and mine > 0:
+    if words[p + P_ORDER] != ORDER_ALLOC_FIRST and mine > 0:
         return _pop_reserved(words, p) << 1 | 1
-    offset = _fresh(words, p, gfp)
+    offset = _fresh(words, p, gfp, 0 if mine > 0 else 1)
     if offset < 0 and mine > 0:
         return _pop_reserved(words, p) << 1 | 1
-    if offset == ENOMEM and words[p + P_FAIL_TIMES] == 0 and reclaim_locked(words) > 0:
-        offset = _fresh(words, p, gfp)
     if offset < 0:
         words[p + P_FAILS] += 1
         return offset
@@ -280,6 +289,14 @@ def _end_if_last(words: Words, p: int) -> int:
     return OK
 
 
+@kernel
+def is_too_many(words: Words, p: int) -> int:
+    """Tell whether a pool that may have capacity elements still has more of them than a resize allowed."""
+    if words[p + P_ORDER] != ORDER_RESERVE_ONLY:
+        return 0
+    return 1 if words[p + P_CURR_NR] + pool_out(words, p) > words[p + P_CAPACITY] else 0
+
+
 @entry
 def pool_free(words: Words, p: int, offset: int) -> int:
     """Take an element back: into the reserve if that has room, else to the backing allocator (SURPLUS: by the face)."""
@@ -288,7 +305,7 @@ def pool_free(words: Words, p: int, offset: int) -> int:
     lock(words)
     status = OK
     account_locked(words, p)
-    if words[p + P_CURR_NR] < words[p + P_CAPACITY]:
+    if words[p + P_CURR_NR] < words[p + P_CAPACITY] and is_too_many(words, p) == 0:
         words[p + P_PUTS_RESERVE] += 1
         push_element(words, p, offset)
         if words[p + P_WAITERS] > 0:
@@ -435,7 +452,8 @@ def pool_resize(words: Words, p: int, min_nr: int, out: Words) -> int:
         return EBUSY
     fresh = kmalloc_retry_locked(words, capacity * WORD_BYTES, 0)
     if fresh > 0:
-        while words[p + P_CURR_NR] > capacity:
+        words[p + P_CAPACITY] = capacity
+        while words[p + P_CURR_NR] > capacity or (is_too_many(words, p) == 1 and spare_elements(words, p) > 0):
             offset = pop_element(words, p)
             if backing_free_locked(words, p, offset) == SURPLUS:
                 out[0] += 1
@@ -445,7 +463,6 @@ def pool_resize(words: Words, p: int, min_nr: int, out: Words) -> int:
         kfree_locked(words, words[p + P_ELEMENTS_BYTES])
         words[p + P_ELEMENTS_BYTES] = fresh
         words[p + P_MIN_NR] = min_nr
-        words[p + P_CAPACITY] = capacity
         words[p + P_MISSING] = max(0, capacity - words[p + P_CURR_NR] - pool_out(words, p))
         words[p + P_LOW] = words[p + P_CURR_NR]
     unlock(words)
@@ -486,20 +503,53 @@ def pool_destroy(words: Words, p: int, force: int, out: Words) -> int:
 
 
 @entry
-def pool_object(words: Words, p: int, number: int, reserved: int) -> int:
-    """Take note of an object that the face has made: into the reserve, or, where that is full, SURPLUS; with ``reserved`` 0
-    it goes out at once. ENOMEM when the pool is gone.
+def pool_take(words: Words, p: int, how: int, argument: int, out: Words) -> int:
+    """Take an element as ``how`` says, with flags or a request as ``argument``; ``out[0]`` is it, or not above 0.
+
+    For a face whose elements do not come back by themselves: what ``out`` names is never lost to a signal.
+    """
+    if how == TAKE_CLAIM:
+        out[0] = pool_claim(words, p, argument)
+    else:
+        out[0] = pool_alloc_reserved(words, p) if how == TAKE_RESERVED else pool_alloc(words, p, argument)
+    return OK
+
+
+@entry
+def pool_put(words: Words, p: int, offset: int, out: Words) -> int:
+    """:func:`pool_free`; ``out[0]``, 0 before, becomes 1 + its status."""
+    out[0] = 1 + pool_free(words, p, offset)
+    return OK
+
+
+@entry
+def pool_admit(words: Words, p: int, number: int, out: Words) -> int:
+    """Take note of an object that the face has made and hands out: ``out[0]`` is its number, 0 if the pool is gone."""
+    lock(words)
+    out[0] = 0
+    if words[p + P_STATE] == POOL_LIVE:
+        account_locked(words, p)
+        words[p + P_GETS_ALLOC] += 1
+        out[0] = number
+    unlock(words)
+    return OK
+
+
+@entry
+def pool_object(words: Words, p: int, number: int, out: Words) -> int:
+    """Put an object that the face has made into the reserve; SURPLUS where that is full, ENOMEM when the pool is gone.
+
+    ``out[0]`` becomes 1 when the reserve has it.
     """
     lock(words)
     status = OK
+    out[0] = 0
     if words[p + P_STATE] != POOL_LIVE:
         status = ENOMEM
-    elif reserved == 0:
-        account_locked(words, p)
-        words[p + P_GETS_ALLOC] += 1
-    elif words[p + P_CURR_NR] < words[p + P_CAPACITY]:
+    elif words[p + P_CURR_NR] < words[p + P_CAPACITY] and owes(words, p) > 0:
         adopt_element(words, p, number)
         words[p + P_LOW] = max(words[p + P_LOW], words[p + P_CURR_NR])
+        out[0] = 1
         grant_locked(words, p)
     else:
         status = SURPLUS
@@ -544,7 +594,10 @@ def _validate_pool_locked(words: Words, p: int) -> int:
     capacity = words[p + P_CAPACITY]
     if not 0 <= curr <= capacity or capacity != max(1, words[p + P_MIN_NR]) or pool_out(words, p) < 0:
         return BAD_POOL
-    if curr + pool_out(words, p) + words[p + P_MISSING] < capacity or words[p + P_WAITERS] < 0:
+    missing = words[p + P_MISSING]
+    if curr + pool_out(words, p) + missing < capacity or words[p + P_WAITERS] < 0 or missing < 0:
+        return BAD_POOL
+    if words[p + P_ORDER] == ORDER_RESERVE_ONLY and missing > 0 and curr + pool_out(words, p) + missing > capacity:
         return BAD_POOL
     for k in range(curr):
         offset = words[elements_at(words, p) + k]

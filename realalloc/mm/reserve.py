@@ -21,6 +21,7 @@ from realalloc.mm.layout import (
     H_BLOCKS,
     KIND_PAGES,
     OK,
+    ORDER_RESERVE_ONLY,
     P_ARG,
     P_BACKING,
     P_CAPACITY,
@@ -36,6 +37,7 @@ from realalloc.mm.layout import (
     P_FAILED,
     P_LOW,
     P_MISSING,
+    P_ORDER,
     P_REFILLS,
     P_WIPE,
     P_ZONE,
@@ -73,7 +75,7 @@ def is_injected(words: Words, p: int) -> int:
 @entry
 def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
     """Ask the backing allocator; an offset, ENOMEM or EAGAIN (constructor needed)."""
-    if is_injected(words, p) == 1 or words[p + P_BACKING] == BACKING_OBJECT:
+    if words[p + P_BACKING] == BACKING_OBJECT or is_injected(words, p) == 1:
         return ENOMEM
     if words[p + P_BACKING] == BACKING_CACHE:
         return cache_alloc_locked(words, words[p + P_ARG])
@@ -191,10 +193,17 @@ def adopt_element(words: Words, p: int, offset: int) -> None:
     push_element(words, p, offset)
 
 
+@kernel
+def owes(words: Words, p: int) -> int:
+    """Return how many elements the backing allocator may add to the reserve."""
+    room = words[p + P_CAPACITY] - words[p + P_CURR_NR]
+    return min(room, words[p + P_MISSING]) if words[p + P_ORDER] == ORDER_RESERVE_ONLY else room
+
+
 @entry
 def supply_locked(words: Words, p: int, target: int, batch: int) -> int:
     """Bring the reserve up to ``target`` elements from the backing allocator, by at most ``batch``; return what stopped it."""
-    target = min(target, words[p + P_CAPACITY])
+    target = min(target, words[p + P_CURR_NR] + owes(words, p))
     while words[p + P_CURR_NR] < target and batch > 0:
         offset = backing_retry_locked(words, p, 0)
         if offset < 0:

@@ -43,7 +43,7 @@ async def answer(sock: object) -> bytes | None:
 def test_files_are_served_in_order_and_others_are_refused(
     loop: str, arena: ra.Arena, files: dict[str, bytes], tmp_path: Path
 ) -> None:
-    pool = arena.mempool(2, size=8192)
+    pool = arena.mempool(2, size=8192, order="reserve-only")
 
     async def main() -> None:
         buffers = StreamBuffers(pool)
@@ -74,7 +74,7 @@ def test_files_are_served_in_order_and_others_are_refused(
 def test_clients_that_vanish_or_shout_return_everything(
     loop: str, arena: ra.Arena, files: dict[str, bytes], tmp_path: Path
 ) -> None:
-    pool = arena.mempool(2, size=8192)
+    pool = arena.mempool(2, size=8192, order="reserve-only")
 
     async def main() -> None:
         buffers = StreamBuffers(pool)
@@ -99,7 +99,7 @@ def test_clients_that_vanish_or_shout_return_everything(
 def test_a_file_that_shrinks_ends_the_connection(
     loop: str, arena: ra.Arena, files: dict[str, bytes], tmp_path: Path
 ) -> None:
-    pool = arena.mempool(2, size=8192)
+    pool = arena.mempool(2, size=8192, order="reserve-only")
     (tmp_path / "root" / "huge").write_bytes(bytes(40 << 20))
 
     async def main() -> None:

@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.arena = ra.Arena(MIB)
-        self.pool = SkBuffPool(self.arena, 3, self.SIZE)
+        self.pool = SkBuffPool(self.arena, 3, self.SIZE, order="reserve-first")
         self.live: list[Model] = []
         self.seed = 0
 

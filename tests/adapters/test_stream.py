@@ -26,7 +26,7 @@ pytestmark = pytest.mark.parametrize("loop", LOOPS)
 @pytest.fixture
 def pool(arena: ra.Arena) -> Iterator[ra.MemPool]:
     """Three elements of 4 KiB; all must be back at the end, and no more may ever have existed."""
-    made = arena.mempool(3, size=ELEMENT)
+    made = arena.mempool(3, size=ELEMENT, order="reserve-only")
     yield made
     stats = made.stats()
     assert (stats.outstanding, stats.curr_nr) == (0, 3)
@@ -298,6 +298,10 @@ def test_abort_and_hold(loop: str, pool: ra.MemPool) -> None:
 def test_waiters_for_elements_are_served_in_order_and_may_be_cancelled(loop: str, pool: ra.MemPool) -> None:
     async def main() -> None:
         queue = StreamBuffers(pool).elements
+        unbounded = pool._arena.mempool(1, size=8)
+        with pytest.raises(ValueError, match="not bounded: make it with order"):
+            StreamBuffers(unbounded)
+        unbounded.destroy()
         held = [await queue.element() for _ in range(3)]
         assert queue.take() is None
         order: list[int] = []
@@ -305,7 +309,6 @@ def test_waiters_for_elements_are_served_in_order_and_may_be_cancelled(loop: str
         async def wait(k: int) -> None:
             with await queue.element():
                 order.append(k)
-            queue.returned()
 
         tasks = [asyncio.ensure_future(wait(k)) for k in range(10)]
         await asyncio.sleep(0)
@@ -319,7 +322,7 @@ def test_waiters_for_elements_are_served_in_order_and_may_be_cancelled(loop: str
         task = asyncio.ensure_future(queue.element())
         await asyncio.sleep(0)
         buf.release()
-        queue._serve()  # served, and cancelled before it runs
+        assert pool.stats().waiters == 0  # served, and cancelled before it runs
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         del task

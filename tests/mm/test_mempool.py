@@ -71,8 +71,8 @@ from realalloc.mm.mempool import (
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 
 
-def make_pool(raw: RawArena, min_nr: int, nbytes: int = 2000, alloc_first: int = 0, zone: int = ZONE_NORMAL) -> int:
-    p = int(pool_create(raw.words, min_nr, BACKING_KMALLOC, nbytes, nbytes, alloc_first, zone))
+def make_pool(raw: RawArena, min_nr: int, nbytes: int = 2000, order: int = 0, zone: int = ZONE_NORMAL) -> int:
+    p = int(pool_create(raw.words, min_nr, BACKING_KMALLOC, nbytes, nbytes, order, zone))
     assert p > 0
     assert pool_fill(raw.words, p) == 0
     return p
@@ -150,7 +150,7 @@ def test_the_reserve_is_used_first_and_refilled_first(raw: RawArena) -> None:
 
 
 def test_the_kernels_order_spares_the_reserve(raw: RawArena) -> None:
-    p = make_pool(raw, 3, alloc_first=1)
+    p = make_pool(raw, 3, order=1)
     taken = drain(raw, p, 5)
     assert gets_and_puts(raw, p) == (0, 5, 0, 0)
     assert get(raw, p, P_CURR_NR) == 3
@@ -172,10 +172,10 @@ def test_the_kernels_order_spares_the_reserve(raw: RawArena) -> None:
     assert_pristine(raw)
 
 
-@pytest.mark.parametrize("alloc_first", [0, 1])
+@pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("min_nr", [0, 1, 5])
-def test_the_reserve_is_there_when_memory_has_run_out(raw: RawArena, min_nr: int, alloc_first: int) -> None:
-    p = make_pool(raw, min_nr, 8192, alloc_first)
+def test_the_reserve_is_there_when_memory_has_run_out(raw: RawArena, min_nr: int, order: int) -> None:
+    p = make_pool(raw, min_nr, 8192, order)
     extra = drain(raw, p, 3)
     for offset in extra:
         pool_free(raw.words, p, offset)
@@ -384,7 +384,7 @@ def test_a_random_life_of_three_pools() -> None:
     c = make_cache(raw, 120)
     pools = [
         (make_pool(raw, 5, 4000), 4000),
-        (make_pool(raw, 3, 9000, alloc_first=1), 9000),
+        (make_pool(raw, 3, 9000, order=1), 9000),
         (int(pool_create(raw.words, 9, BACKING_CACHE, c, 120, 0, ZONE_NORMAL)), 120),
     ]
     assert pool_fill(raw.words, pools[2][0]) == 0

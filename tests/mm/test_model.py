@@ -166,8 +166,8 @@ class Life:
         if not used:
             self.caches.remove(self.caches[index % len(self.caches)])
 
-    def new_pool(self, min_nr: int, alloc_first: int) -> None:
-        p = int(pool_create(self.raw.words, min_nr, BACKING_KMALLOC, POOL_BYTES, POOL_BYTES, alloc_first, 0))
+    def new_pool(self, min_nr: int, order: int) -> None:
+        p = int(pool_create(self.raw.words, min_nr, BACKING_KMALLOC, POOL_BYTES, POOL_BYTES, order, 0))
         if p == ENOMEM:
             return
         if pool_fill(self.raw.words, p) != 0:
@@ -308,10 +308,10 @@ class Machine(RuleBasedStateMachine):
     def destroy_cache(self, index: int) -> None:
         self.life.destroy_cache(index)
 
-    @rule(min_nr=st.integers(0, 30), alloc_first=st.integers(0, 1))
+    @rule(min_nr=st.integers(0, 30), order=st.integers(0, 2))
     @precondition(lambda self: len(self.life.pools) < 3)
-    def new_pool(self, min_nr: int, alloc_first: int) -> None:
-        self.life.new_pool(min_nr, alloc_first)
+    def new_pool(self, min_nr: int, order: int) -> None:
+        self.life.new_pool(min_nr, order)
 
     @rule(index=INDEX, zero=st.booleans())
     @precondition(lambda self: self.life.pools)
