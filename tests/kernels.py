@@ -15,6 +15,7 @@ from support import RawArena
 
 from realalloc.mm.atomic import thread_identity
 from realalloc.mm.layout import (
+    AREA_WORDS,
     C_ALLOCS,
     C_BARN_FULL,
     C_FREES,
@@ -25,6 +26,7 @@ from realalloc.mm.layout import (
     D_PUT,
     D_PUT_BASE,
     D_TOP,
+    GRANULE_BYTES,
     H_ALLOCATED_PAGES,
     H_BLOCKS,
     H_CACHES,
@@ -41,6 +43,8 @@ from realalloc.mm.layout import (
     H_VM_FRONTIER,
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
+    H_VM_START_BYTES,
+    H_VMAP,
     KIND_MASK,
     KIND_RUN,
     KMALLOC_SIZES,
@@ -235,6 +239,12 @@ def holds(raw: RawArena, offset: int, nbytes: int, seed: int) -> bool:
 def is_zero(raw: RawArena, offset: int, nbytes: int) -> bool:
     """Tell whether a block reads as zero."""
     return not octets(raw, offset, nbytes).any()
+
+
+def area_record(raw: RawArena, offset: int) -> int:
+    """Find the record of the granule that begins at an offset in the window."""
+    granule = (offset - int(raw.words[H_VM_START_BYTES])) // GRANULE_BYTES
+    return int(raw.words[H_VMAP]) + granule * AREA_WORDS
 
 
 def class_size(nbytes: int) -> int:

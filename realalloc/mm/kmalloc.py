@@ -60,7 +60,8 @@ from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.sheaf import pop
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, cache_of, head_of, is_live_object
 from realalloc.mm.threads import barriers_work
-from realalloc.mm.vmalloc import area_at, granule_of, validate_vmalloc_locked, vfree_locked, vmalloc_locked
+from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
+from realalloc.mm.window import area_at, granule_of
 
 NR_CLASSES = len(KMALLOC_SIZES)
 CLASS_SHEAF_SHIFT = 32  # an entry of the class table

@@ -7,8 +7,6 @@
 3. A freed area stays mapped (lazy), to be handed out again without any call. Memory pressure, ``trim`` and the bound
    H_VM_LAZY_PAGES <= a quarter of the arena send its pages back.
 
-Granules carry boundary tags, so that freed neighbours merge in O(1); the window has a frontier, like a zone.
-Invariant: areas tile the window from granule 1 to the frontier, and no two free ones touch.
 Invariant: an area's blocks hold exactly V_PAGES pages, and name its first granule in PG_MAP0.
 """
 
@@ -16,12 +14,10 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import address_of
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked, free_pages_total
-from realalloc.mm.freelist import count_list, first, push_front, remove
+from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     AREA_FREE,
-    AREA_GRANULES_SHIFT,
-    AREA_KIND_MASK,
     AREA_LAZY,
     AREA_LIVE,
     AREA_NONE,
@@ -39,11 +35,9 @@ from realalloc.mm.layout import (
     H_VM_AREAS,
     H_VM_FREE,
     H_VM_FRONTIER,
-    H_VM_GRANULES,
     H_VM_LAZY,
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
-    H_VM_START_BYTES,
     H_VMAP,
     HUGE_ORDER,
     KIND_AREA,
@@ -59,7 +53,6 @@ from realalloc.mm.layout import (
     PG_MAP0,
     V_BYTES,
     V_FIRST,
-    V_INFO,
     V_LINK,
     V_PAGES,
     V_TAG,
@@ -68,109 +61,21 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import clear_resident_locked, page_at, zero_pages, zero_range
 from realalloc.mm.prim import forget, move_pages
+from realalloc.mm.window import (
+    area_at,
+    area_granules,
+    area_kind,
+    area_offset,
+    free_addresses,
+    granule_of,
+    list_area,
+    set_area,
+    take_addresses,
+    unlist_area,
+)
 
 HUGE_GRANULES = (PAGE_BYTES << HUGE_ORDER) // GRANULE_BYTES
 LAZY_SHARE_SHIFT = 2  # a quarter
-
-
-@kernel
-def area_at(words: Words, granule: int) -> int:
-    """Return the word index of a granule's record."""
-    return words[H_VMAP] + granule * AREA_WORDS
-
-
-@kernel
-def area_offset(words: Words, granule: int) -> int:
-    """Return the offset of a granule's first byte."""
-    return words[H_VM_START_BYTES] + (granule << GRANULE_SHIFT)
-
-
-@kernel
-def area_kind(words: Words, granule: int) -> int:
-    """Return the kind of the area that begins at a granule, AREA_NONE inside one."""
-    return words[area_at(words, granule) + V_INFO] & AREA_KIND_MASK
-
-
-@kernel
-def area_granules(words: Words, granule: int) -> int:
-    """Return the length of an area in granules."""
-    return words[area_at(words, granule) + V_INFO] >> AREA_GRANULES_SHIFT
-
-
-@kernel
-def _set_area(words: Words, granule: int, count: int, kind: int) -> None:
-    words[area_at(words, granule) + V_INFO] = kind | count << AREA_GRANULES_SHIFT
-    words[area_at(words, granule + count - 1) + V_TAG] = count
-
-
-@kernel
-def _list(words: Words, head: int, granule: int) -> None:
-    push_front(words, head, words[H_VMAP] + V_LINK, AREA_WORDS, granule)
-
-
-@kernel
-def _unlist(words: Words, head: int, granule: int) -> None:
-    remove(words, head, words[H_VMAP] + V_LINK, AREA_WORDS, granule)
-
-
-@kernel
-def _free_addresses(words: Words, granule: int) -> None:
-    """Return an area's granules to the window, merged with free neighbours."""
-    count = area_granules(words, granule)
-    behind = granule + count
-    words[area_at(words, granule) + V_INFO] = AREA_NONE
-    if behind < words[H_VM_FRONTIER] and area_kind(words, behind) == AREA_FREE:
-        count += area_granules(words, behind)
-        _unlist(words, H_VM_FREE, behind)
-        words[area_at(words, behind) + V_INFO] = AREA_NONE
-    if granule > 1:
-        before = granule - words[area_at(words, granule - 1) + V_TAG]
-        if area_kind(words, before) == AREA_FREE:
-            count += granule - before
-            _unlist(words, H_VM_FREE, before)
-            words[area_at(words, before) + V_INFO] = AREA_NONE
-            granule = before
-    if granule + count == words[H_VM_FRONTIER]:
-        words[H_VM_FRONTIER] = granule
-    else:
-        _set_area(words, granule, count, AREA_FREE)
-        _list(words, H_VM_FREE, granule)
-
-
-@kernel
-def _carve(words: Words, granule: int, size: int, at: int, count: int) -> None:
-    """Cut ``[at, at + count)`` out of an unlisted stretch; what is left on either side becomes free areas."""
-    end = granule + size
-    words[area_at(words, granule) + V_INFO] = AREA_NONE
-    if at > granule:
-        _set_area(words, granule, at - granule, AREA_FREE)
-        _list(words, H_VM_FREE, granule)
-    if at + count < end:
-        _set_area(words, at + count, end - at - count, AREA_FREE)
-        _list(words, H_VM_FREE, at + count)
-    _set_area(words, at, count, AREA_LIVE)
-
-
-@kernel
-def _take_addresses(words: Words, count: int, align: int) -> int:
-    """Find ``count`` granules at a multiple of ``align``: first fit on the free list, then the frontier; 0 if none."""
-    links = words[H_VMAP] + V_LINK
-    granule = first(words, H_VM_FREE)
-    while granule != 0:
-        size = area_granules(words, granule)
-        at = (granule + align - 1) & ~(align - 1)
-        if at + count <= granule + size:
-            _unlist(words, H_VM_FREE, granule)
-            _carve(words, granule, size, at, count)
-            return at
-        granule = words[links + granule * AREA_WORDS] >> 32
-    start = words[H_VM_FRONTIER]
-    at = (start + align - 1) & ~(align - 1)
-    if at + count > words[H_VM_GRANULES]:
-        return 0
-    words[H_VM_FRONTIER] = at + count
-    _carve(words, start, at + count - start, at, count)
-    return at
 
 
 @kernel
@@ -270,7 +175,7 @@ def destroy_area_locked(words: Words, granule: int, drop: int) -> int:
         _unmap_blocks(words, granule, pages)
     forget(address_of(words) + area_offset(words, granule), pages << PAGE_SHIFT)
     _free_blocks(words, granule, drop)
-    _free_addresses(words, granule)
+    free_addresses(words, granule)
     return OK
 
 
@@ -280,7 +185,7 @@ def purge_lazy_locked(words: Words, drop: int) -> int:
     pages = words[H_VM_LAZY_PAGES]
     granule = first(words, H_VM_LAZY)
     while granule != 0:
-        _unlist(words, H_VM_LAZY, granule)
+        unlist_area(words, H_VM_LAZY, granule)
         destroy_area_locked(words, granule, drop)
         granule = first(words, H_VM_LAZY)
     words[H_VM_LAZY_PAGES] = 0
@@ -295,9 +200,9 @@ def _reuse_lazy(words: Words, pages: int) -> int:
     while granule != 0 and words[area_at(words, granule) + V_PAGES] != pages:
         granule = words[links + granule * AREA_WORDS] >> 32
     if granule != 0:
-        _unlist(words, H_VM_LAZY, granule)
+        unlist_area(words, H_VM_LAZY, granule)
         words[H_VM_LAZY_PAGES] -= pages
-        _set_area(words, granule, area_granules(words, granule), AREA_LIVE)
+        set_area(words, granule, area_granules(words, granule), AREA_LIVE)
     return granule
 
 
@@ -312,10 +217,10 @@ def _new_area(words: Words, pages: int, zero: int) -> int:
         return ENOMEM
     count = (pages + GRANULE_PAGES) // GRANULE_PAGES  # at least one page more than needed: the guard
     align = HUGE_GRANULES if pages >= 1 << HUGE_ORDER else 1
-    granule = _take_addresses(words, count, align)
+    granule = take_addresses(words, count, align)
     if granule == 0 and words[H_VM_LAZY_PAGES] > 0:
         purge_lazy_locked(words, 0)
-        granule = _take_addresses(words, count, align)
+        granule = take_addresses(words, count, align)
     # A block that is not yet mapped is chained to granule 0, whose record is spare: one way back for every failure.
     area = area_at(words, granule)
     words[area + V_FIRST] = head
@@ -334,7 +239,7 @@ def _new_area(words: Words, pages: int, zero: int) -> int:
         _unmap_blocks(words, granule, mapped)
         forget(address_of(words) + area_offset(words, granule), count << GRANULE_SHIFT)
         _free_blocks(words, granule, 0)
-        _free_addresses(words, granule)
+        free_addresses(words, granule)
         return ENOMEM
     return granule
 
@@ -359,16 +264,6 @@ def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
     return area_offset(words, granule)
 
 
-@kernel
-def granule_of(words: Words, offset: int) -> int:
-    """Return the granule of the live area that begins at ``offset``, 0 if none does."""
-    inside = offset - words[H_VM_START_BYTES]
-    granule = inside >> GRANULE_SHIFT
-    if inside <= 0 or inside & (GRANULE_BYTES - 1) != 0 or granule >= words[H_VM_FRONTIER]:
-        return 0
-    return granule if area_kind(words, granule) == AREA_LIVE else 0
-
-
 @entry
 def vfree_locked(words: Words, offset: int) -> int:
     """Free an area; EINVAL if no live one begins at ``offset``."""
@@ -381,8 +276,8 @@ def vfree_locked(words: Words, offset: int) -> int:
     if words[H_VM_LAZY_PAGES] + pages > words[H_END_PFN] >> LAZY_SHARE_SHIFT:
         destroy_area_locked(words, granule, 0)
         return OK
-    _set_area(words, granule, area_granules(words, granule), AREA_LAZY)
-    _list(words, H_VM_LAZY, granule)
+    set_area(words, granule, area_granules(words, granule), AREA_LAZY)
+    list_area(words, H_VM_LAZY, granule)
     words[H_VM_LAZY_PAGES] += pages
     return OK
 
@@ -406,7 +301,7 @@ def _validate_area(words: Words, granule: int) -> int:
 
 @entry
 def validate_vmalloc_locked(words: Words) -> int:
-    """Check the invariants at the head of this file; OK or the broken one."""
+    """Check the invariants at the heads of this file and of window.py; OK or the broken one."""
     granule = 1
     pages_live = 0
     pages_lazy = 0

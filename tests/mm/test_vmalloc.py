@@ -1,4 +1,4 @@
-"""vmalloc: scattered pages at one range of addresses, guards, lazy areas, the window's accounts, a walker that can fail."""
+"""vmalloc: scattered pages at one range of addresses, guards, lazy areas, a walker that can fail."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from kernels import (
     CHILD,
+    area_record,
     assert_pristine,
     assert_unchanged,
     free_blocks,
     holds,
     is_zero,
     metadata,
-    octets,
     page_index,
     trim,
     write,
@@ -30,26 +30,20 @@ from realalloc.mm.layout import (
     AREA_KIND_MASK,
     AREA_LAZY,
     AREA_LIVE,
-    AREA_WORDS,
     BAD_AREA,
     BAD_AREA_BLOCKS,
     BAD_AREA_SUM,
-    EINVAL,
     ENOMEM,
     GFP_ZERO_BIT,
-    GRANULE_BYTES,
     GRANULE_PAGES,
     H_ALLOCATED_PAGES,
     H_COMMITTED_PAGES,
     H_VM_AREAS,
     H_VM_FREE,
-    H_VM_FRONTIER,
-    H_VM_GRANULES,
     H_VM_LAZY,
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
     H_VM_START_BYTES,
-    H_VMAP,
     PG_INFO,
     PG_LINK,
     PG_MAP0,
@@ -72,11 +66,6 @@ def fragment(raw: RawArena, keep: int = 2) -> list[int]:
         if k % keep != 0:
             assert free_pages(raw.words, pfn, 0) == 0
     return pages[::keep]
-
-
-def record(raw: RawArena, offset: int) -> int:
-    granule = (offset - int(raw.words[H_VM_START_BYTES])) // GRANULE_BYTES
-    return int(raw.words[H_VMAP]) + granule * AREA_WORDS
 
 
 def map_lines() -> int:
@@ -131,7 +120,7 @@ def test_an_area_freed_without_being_dropped_gives_its_very_pages_back(raw: RawA
 def test_an_area_has_its_pages_and_at_least_one_guard_behind_them(raw: RawArena, pages: int) -> None:
     for nbytes in (pages * PAGE, pages * PAGE - 1, (pages - 1) * PAGE + 1):
         offset = int(vmalloc(raw.words, nbytes, 0))
-        at = record(raw, offset)
+        at = area_record(raw, offset)
         granules = int(raw.words[at + V_INFO]) >> AREA_GRANULES_SHIFT
         assert granules == pages // GRANULE_PAGES + 1
         assert (raw.words[at + V_PAGES], raw.words[at + V_BYTES]) == (pages, nbytes)
@@ -197,10 +186,10 @@ def test_a_freed_area_is_handed_out_again_for_the_same_length(raw: RawArena) -> 
         write(raw, offset, pages * PAGE, pages)
         assert kfree(raw.words, offset) == 0
     assert (raw.words[H_VM_LAZY_PAGES], raw.words[H_VM_AREAS]) == (15, 0)
-    assert raw.words[record(raw, offsets[0]) + V_INFO] & AREA_KIND_MASK == AREA_LAZY
+    assert raw.words[area_record(raw, offsets[0]) + V_INFO] & AREA_KIND_MASK == AREA_LAZY
     committed = int(raw.words[H_COMMITTED_PAGES])
     assert vmalloc(raw.words, 5 * PAGE - 100, 0) == offsets[1]
-    assert raw.words[record(raw, offsets[1]) + V_BYTES] == 5 * PAGE - 100
+    assert raw.words[area_record(raw, offsets[1]) + V_BYTES] == 5 * PAGE - 100
     assert holds(raw, offsets[1], 5 * PAGE, 5)  # not even unmapped in between
     assert raw.words[H_COMMITTED_PAGES] == committed
     assert vmalloc(raw.words, 5 * PAGE, 0) not in offsets
@@ -237,87 +226,6 @@ def test_more_than_is_free_takes_nothing(raw: RawArena) -> None:
     for pages in (zone_pages(raw) + 1, raw.plan.end_pfn, raw.plan.end_pfn + 1, 1 << 40):
         assert vmalloc(raw.words, pages * PAGE, 0) == ENOMEM
     assert_unchanged(raw, before)
-
-
-def test_offsets_inside_or_between_areas_are_refused(raw: RawArena) -> None:
-    offset, other = int(vmalloc(raw.words, 20 * PAGE, 0)), int(vmalloc(raw.words, PAGE, 0))
-    start = int(raw.words[H_VM_START_BYTES])
-    assert kfree(raw.words, other) == 0  # lazy now
-    before = metadata(raw)
-    wrong = [start, start + 8, offset + 8, offset + PAGE, offset + GRANULE_BYTES, offset - GRANULE_BYTES, other]
-    wrong += [offset + 1, offset + (64 << 20), raw.plan.total_bytes, raw.plan.total_bytes + GRANULE_BYTES, 1 << 50]
-    for bad in wrong:
-        assert kfree(raw.words, bad) == EINVAL
-        assert ksize(raw.words, bad) == EINVAL
-    assert_unchanged(raw, before)
-    assert kfree(raw.words, offset) == 0
-
-
-def test_the_window_merges_freed_neighbours_and_retreats(raw: RawArena) -> None:
-    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1], [0, 2, 1, 3]):
-        areas = [int(vmalloc(raw.words, 3 * PAGE, 0)) for _ in range(4)]
-        tail = int(vmalloc(raw.words, 3 * PAGE, 0))
-        assert sorted([*areas, tail]) == [raw.words[H_VM_START_BYTES] + (k + 1) * GRANULE_BYTES for k in range(5)]
-        by_place = sorted([*areas, tail])
-        for k in order:
-            assert kfree(raw.words, by_place[k]) == 0
-            reclaim(raw.words)
-            raw.validate()
-        info = int(raw.words[record(raw, by_place[0]) + V_INFO])
-        assert (info & AREA_KIND_MASK, info >> AREA_GRANULES_SHIFT) == (AREA_FREE, 4)
-        assert raw.words[H_VM_FREE] == 1 << 32 | 1
-        assert kfree(raw.words, by_place[4]) == 0
-        reclaim(raw.words)
-        assert raw.words[H_VM_FRONTIER] == 1
-        assert raw.words[H_VM_FREE] == 0
-    assert_pristine(raw)
-
-
-def test_a_hole_in_the_window_is_used_before_the_frontier_moves(raw: RawArena) -> None:
-    areas = [int(vmalloc(raw.words, 20 * PAGE, 0)) for _ in range(4)]
-    assert kfree(raw.words, areas[1]) == 0
-    reclaim(raw.words)
-    frontier = int(raw.words[H_VM_FRONTIER])
-    small = int(vmalloc(raw.words, PAGE, 0))
-    assert small == areas[1]
-    second = int(vmalloc(raw.words, PAGE, 0))
-    assert second == small + GRANULE_BYTES
-    assert raw.words[H_VM_FRONTIER] == frontier
-    assert vmalloc(raw.words, PAGE, 0) > areas[3]
-
-
-def test_the_window_can_run_full_and_nothing_is_lost() -> None:
-    raw = RawArena(MIB, 4)
-    granules = int(raw.words[H_VM_GRANULES])
-    areas = []
-    while (offset := int(vmalloc(raw.words, PAGE, 0))) > 0:  # one granule each
-        areas.append(offset)
-        if len(areas) == 20:
-            raw.words[H_VM_GRANULES] = 40  # a smaller window: pages would run out first
-    assert len(areas) == 39
-    before = (free_blocks(raw), int(raw.words[H_ALLOCATED_PAGES]), int(raw.words[H_VM_PAGES]))
-    assert vmalloc(raw.words, 3 * PAGE, 0) == ENOMEM
-    assert before == (free_blocks(raw), int(raw.words[H_ALLOCATED_PAGES]), int(raw.words[H_VM_PAGES]))
-    raw.validate()
-    for offset in areas[::2]:
-        kfree(raw.words, offset)
-    assert vmalloc(raw.words, 3 * PAGE, 0) > 0  # lazy areas are purged for their addresses
-    raw.words[H_VM_GRANULES] = granules
-    raw.validate()
-
-
-def test_large_areas_are_aligned_for_huge_pages() -> None:
-    raw = RawArena(16 * MIB, 10)
-    small = int(vmalloc(raw.words, PAGE, 0))
-    offset = int(vmalloc(raw.words, 2 * MIB, 0))
-    assert (raw.memory.address + offset) % (2 * MIB) == 0
-    octets(raw, offset, 2 * MIB)[:] = 1
-    third = int(vmalloc(raw.words, 2 * MIB - PAGE, 0))
-    assert (third - offset) % (2 * MIB) != 0 or third < offset
-    raw.validate()
-    for area in (small, offset, third):
-        assert kfree(raw.words, area) == 0
-    assert_pristine(raw)
 
 
 def test_the_number_of_mappings_returns_to_where_it_began() -> None:
@@ -416,7 +324,7 @@ def damaged_window() -> tuple[RawArena, dict[str, int]]:
     reclaim(raw.words)
     assert kfree(raw.words, areas["lazy"]) == 0
     assert validate_vmalloc(raw.words) == 0
-    return raw, {name: record(raw, offset) for name, offset in areas.items()}
+    return raw, {name: area_record(raw, offset) for name, offset in areas.items()}
 
 
 def first_block(raw: RawArena, at: int) -> int:
