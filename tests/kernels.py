@@ -14,6 +14,7 @@ import numpy as np
 from support import RawArena
 
 from realalloc.mm.atomic import thread_identity
+from realalloc.mm.kmem_cache import cache_create, cache_geometry
 from realalloc.mm.layout import (
     AREA_WORDS,
     C_ALLOCS,
@@ -80,6 +81,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.mempool import pool_destroy, pool_resize
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.threads import thread_ends
 
 NR_INTERNAL = 2  # caches of free maps and of sheaves
@@ -258,6 +260,27 @@ def class_cache(raw: RawArena, size: int, zone: int = ZONE_NORMAL) -> int:
     return int(raw.words[H_CACHES]) + index * CACHE_WORDS
 
 
+def make_cache(raw: RawArena, nbytes: int = 64, align: int = 8, flags: int = 0, min_objects: int = 12) -> int:
+    """Make a cache of the normal zone."""
+    stride, order = cache_geometry(nbytes, align, raw.plan.max_order, min_objects)
+    return int(cache_create(raw.words, nbytes, align, stride, order, flags, ZONE_NORMAL))
+
+
+def field(raw: RawArena, at: int, name: int) -> int:
+    """Read a field of a record or descriptor."""
+    return int(raw.words[at + name])
+
+
+def used(raw: RawArena, c: int) -> int:
+    """Count objects that are in use for the slabs: those of users, and those in sheaves."""
+    return field(raw, c, C_ALLOCS) - field(raw, c, C_FREES)
+
+
+def cached(raw: RawArena, c: int) -> int:
+    """Count objects of a cache that threads and barn keep."""
+    return int(cached_objects(raw.words, field(raw, c, C_SHEAF) // SHEAF_DESC_WORDS))
+
+
 def slots(raw: RawArena) -> dict[int, int]:
     """Find the slots that threads have: word index by identity."""
     places = range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS)
@@ -327,6 +350,11 @@ def own_record(raw: RawArena) -> int:
     """Find the record of the calling thread; NULL_RECORD if it has none."""
     slot = slots(raw).get(int(identity()))
     return NULL_RECORD if slot is None else int(raw.words[slot + T_KEPT])
+
+
+def own(raw: RawArena, c: int) -> int:
+    """Find the calling thread's descriptor for a cache."""
+    return own_record(raw) + field(raw, c, C_SHEAF)
 
 
 class Worker:

@@ -9,20 +9,15 @@ the constructor keeps a view of therefore cannot reach anybody else.
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import bit, low_mask
-from realalloc.mm.freelist import count_list, first
+from realalloc.mm.bits import bit
+from realalloc.mm.freelist import first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_CACHE_SUM,
-    BAD_SLAB_COUNT,
-    BAD_SLAB_LIST,
-    BAD_SLAB_MAP,
-    C_ACTIVE,
     C_ALIGN_BYTES,
     C_ALLOCS,
     C_AT,
     C_EMPTY,
-    C_FIRST_BYTES,
     C_FLAGS,
     C_FREES,
     C_MAGIC,
@@ -31,7 +26,6 @@ from realalloc.mm.layout import (
     C_NR_CONSTRUCTING,
     C_NR_EMPTY,
     C_NR_PARTIAL,
-    C_NR_SLABS,
     C_OBJECT_BYTES,
     C_OBJECTS,
     C_ORDER,
@@ -61,7 +55,6 @@ from realalloc.mm.layout import (
     MAX_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
     MAX_SLAB_ORDER,
-    MEMMAP,
     MIN_PARTIAL_HIGH,
     MIN_PARTIAL_LOW,
     MIN_SHEAF_OBJECTS,
@@ -69,11 +62,8 @@ from realalloc.mm.layout import (
     PAGE_BYTES,
     PAGE_CONSTRUCTING,
     PAGE_FAILED,
-    PAGE_LISTED,
     PAGE_MAP_BITS,
     PAGE_SHIFT,
-    PAGE_STRUCT_WORDS,
-    PENDING_MASK,
     PENDING_ONE,
     PENDING_SHIFT,
     PG_INFO,
@@ -88,16 +78,16 @@ from realalloc.mm.layout import (
     Z_START_PFN,
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_range, zone_at
-from realalloc.mm.sheaf import drain_cache_locked, validate_sheaves_locked
+from realalloc.mm.sheaf import drain_cache_locked
 from realalloc.mm.slab import (
     cache_of,
     deactivate,
     fill_map,
     free_objects,
     map_at,
-    map_words_of,
     new_slab_locked,
     objects_of,
+    pending_of,
     release_slab_locked,
     set_sheaf_index,
     show_sheaf_index,
@@ -105,6 +95,7 @@ from realalloc.mm.slab import (
     slab_list_remove,
 )
 from realalloc.mm.threads import let_in_locked, lock_out_locked
+from realalloc.mm.walkers import next_slab, validate_cache_locked
 
 
 def calculate_order(stride: int, max_order: int, min_objects: int) -> int:
@@ -304,12 +295,6 @@ def _construct_end(words: Words, c: int, pfn: int) -> None:
         slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
 
 
-@kernel
-def pending_of(info: int) -> int:
-    """Return how many objects of a slab the constructor still has."""
-    return info >> PENDING_SHIFT & PENDING_MASK
-
-
 @entry
 def construct_put(words: Words, offset: int) -> int:
     """Take one object back from the constructor; the last one publishes or releases the slab."""
@@ -339,18 +324,6 @@ def construct_fail(words: Words, pfn: int, never_leased: int) -> int:
 
 
 @entry
-def next_slab(words: Words, c: int, pfn: int) -> int:
-    """Return the first slab of cache ``c`` at or behind ``pfn``, 0 if there is none."""
-    zone = zone_at(words[c + C_ZONE])
-    pfn = max(pfn, words[zone + Z_START_PFN])
-    while pfn < words[zone + Z_FRONTIER_PFN]:
-        if kind_of(words, pfn) == KIND_SLAB and cache_of(words, pfn) == c:
-            return pfn
-        pfn += pages_at(words, pfn)
-    return 0
-
-
-@entry
 def next_live_object(words: Words, c: int, offset: int) -> int:
     """Return the first object in use of cache ``c`` at or behind ``offset``, 0 if there is none."""
     lock(words)
@@ -368,92 +341,12 @@ def next_live_object(words: Words, c: int, offset: int) -> int:
     return found
 
 
-@kernel
-def _validate_slab(words: Words, c: int, pfn: int) -> int:
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
-    objects = objects_of(info)
-    free = free_objects(words, c, page)
-    if objects != (PAGE_BYTES << order_at(words, pfn)) // words[c + C_STRIDE_BYTES]:
-        return BAD_SLAB_COUNT
-    if info & PAGE_CONSTRUCTING:
-        return OK if free == 0 and pending_of(info) <= objects else BAD_SLAB_MAP
-    at = map_at(words, c, page)
-    for k in range(map_words_of(words, c)):
-        if words[at + k] & ~low_mask(min(max(objects - 64 * k, 0), 64)) != 0:
-            return BAD_SLAB_MAP
-    listed = info & PAGE_LISTED != 0
-    if words[c + C_ACTIVE] == pfn or free == 0:
-        return BAD_SLAB_LIST if listed else OK
-    return OK if listed else BAD_SLAB_LIST
-
-
-@kernel
-def _validate_list(words: Words, c: int, list_field: int, count_field: int, empty: int) -> int:
-    links = MEMMAP + PG_LINK
-    count = words[c + count_field]
-    if count_list(words, c + list_field, links, PAGE_STRUCT_WORDS, count) != count:
-        return BAD_SLAB_LIST
-    pfn = first(words, c + list_field)
-    while pfn != 0:
-        if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
-            return BAD_SLAB_LIST
-        page = page_at(pfn)
-        if (free_objects(words, c, page) == objects_of(words[page + PG_INFO])) != (empty == 1):
-            return BAD_SLAB_LIST
-        pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
-    return OK
-
-
-@kernel
-def _validate_active(words: Words, c: int) -> int:
-    pfn = words[c + C_ACTIVE]
-    if pfn == 0:
-        return OK if words[c + C_AT] == H_ZERO and words[H_ZERO] == 0 else BAD_SLAB_LIST
-    if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
-        return BAD_SLAB_LIST
-    k = words[c + C_AT] - map_at(words, c, page_at(pfn))
-    if not 0 <= k < map_words_of(words, c):
-        return BAD_SLAB_LIST
-    begin = (pfn << PAGE_SHIFT) + 64 * k * words[c + C_STRIDE_BYTES]
-    return OK if words[c + C_FIRST_BYTES] == begin else BAD_SLAB_LIST
-
-
-@kernel
-def _validate_cache_locked(words: Words, c: int) -> int:
-    status = _validate_list(words, c, C_PARTIAL, C_NR_PARTIAL, 0)
-    if status == OK:
-        status = _validate_list(words, c, C_EMPTY, C_NR_EMPTY, 1)
-    if status == OK:
-        status = _validate_active(words, c)
-    slabs = 0
-    inuse = 0
-    listed = 0
-    pfn = next_slab(words, c, 0)
-    while pfn != 0 and status == OK:
-        status = _validate_slab(words, c, pfn)
-        page = page_at(pfn)
-        info = words[page + PG_INFO]
-        slabs += 1
-        listed += 1 if info & PAGE_LISTED else 0
-        inuse += 0 if info & PAGE_CONSTRUCTING else objects_of(info) - free_objects(words, c, page)
-        pfn = next_slab(words, c, pfn + pages_at(words, pfn))
-    if status != OK:
-        return status
-    status = validate_sheaves_locked(words, c)
-    if status != OK:
-        return status
-    if slabs != words[c + C_NR_SLABS] or listed != words[c + C_NR_PARTIAL] + words[c + C_NR_EMPTY]:
-        return BAD_SLAB_COUNT
-    return OK if inuse == words[c + C_ALLOCS] - words[c + C_FREES] else BAD_CACHE_SUM
-
-
 @entry
 def validate_cache(words: Words, c: int) -> int:
     """Check the invariants of slabs and lists of one cache; OK, the broken one, or EINVAL if it is not live."""
     lock(words)
     lock_out_locked(words)
-    status = _validate_cache_locked(words, c) if words[c + C_STATE] == CACHE_LIVE else EINVAL
+    status = validate_cache_locked(words, c) if words[c + C_STATE] == CACHE_LIVE else EINVAL
     let_in_locked(words)
     unlock(words)
     return status
@@ -468,7 +361,7 @@ def validate_caches(words: Words) -> int:
     for index in range(words[H_NR_CACHES]):
         c = words[H_CACHES] + index * CACHE_WORDS
         if status == OK and words[c + C_STATE] == CACHE_LIVE:
-            status = _validate_cache_locked(words, c)
+            status = validate_cache_locked(words, c)
     for zone in range(words[H_NR_ZONES]):
         pfn = words[zone_at(zone) + Z_START_PFN]
         while pfn < words[zone_at(zone) + Z_FRONTIER_PFN]:

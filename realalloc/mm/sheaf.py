@@ -22,7 +22,6 @@ from __future__ import annotations
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
-    BAD_SHEAF,
     BARN_SHARE_SHIFT,
     C_BARN_EMPTY,
     C_BARN_FULL,
@@ -60,14 +59,7 @@ from realalloc.mm.layout import (
     SHEAF_OWNERS,
     WORD_BYTES,
 )
-from realalloc.mm.slab import (
-    cache_alloc_locked,
-    cache_free_locked,
-    free_objects_locked,
-    is_live_object,
-    set_free_bit,
-    take_objects_locked,
-)
+from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, free_objects_locked, take_objects_locked
 from realalloc.mm.threads import (
     clear_sheaves,
     enter,
@@ -78,10 +70,6 @@ from realalloc.mm.threads import (
     record_at,
     record_inside,
 )
-
-LOOK = 0
-MARK = 1
-UNMARK = 2
 
 
 @kernel
@@ -401,20 +389,6 @@ def cached_objects(words: Words, index: int) -> int:
 
 
 @kernel
-def _visit(words: Words, c: int, begin: int, end: int, step: int) -> int:
-    """Look whether the objects in words ``[begin, end)`` are in use (step LOOK), make them count as free (MARK), or as in
-    use again (UNMARK); return how many were not as they should be.
-    """
-    wrong = 0
-    for at in range(begin, end):
-        if step == LOOK:
-            wrong += 1 - is_live_object(words, c, words[at])
-        else:
-            wrong += 1 if set_free_bit(words, c, words[at], 1 if step == MARK else 0) != OK else 0
-    return wrong
-
-
-@kernel
 def bad_sheaves(words: Words, d: int) -> int:
     """Tell whether a descriptor breaks the first invariant."""
     main = words[d + D_BASE]
@@ -422,41 +396,6 @@ def bad_sheaves(words: Words, d: int) -> int:
     if count_of(words, d) < 0 or words[d + D_TOP] >= main + MAX_SHEAF_OBJECTS or words[main - 1] != 0:
         return 1
     return 1 if count_put(words, d) < 0 or words[d + D_PUT] > words[d + D_PUT_END] or words[spare - 1] != 0 else 0
-
-
-@kernel
-def _visit_all(words: Words, c: int, step: int) -> int:
-    wrong = 0
-    place = next_record(words, 0)
-    while place != 0:
-        d = record_at(words, place) + words[c + C_SHEAF]
-        if bad_sheaves(words, d) == 1:
-            return wrong + 1
-        wrong += _visit(words, c, words[d + D_BASE], words[d + D_TOP] + 1, step)
-        wrong += _visit(words, c, words[d + D_PUT_BASE], words[d + D_PUT] + 1, step)
-        place = next_record(words, place)
-    sheaf = words[c + C_BARN_FULL]
-    for _ in range(words[c + C_NR_BARN_FULL]):
-        if sheaf == 0:
-            return wrong + 1
-        wrong += _visit(words, c, sheaf + S_OBJECTS, sheaf + S_OBJECTS + words[sheaf + S_COUNT], step)
-        sheaf = words[sheaf + S_NEXT]
-    return wrong + (1 if sheaf != 0 else 0)
-
-
-@entry
-def validate_sheaves_locked(words: Words, c: int) -> int:
-    """Check both invariants for one cache; the others are locked out. OK or BAD_SHEAF.
-
-    An object that two sheaves have is found by marking each one free, in its slab's map, and back.
-    """
-    if words[c + C_SHEAF] == 0:
-        return OK
-    if _visit_all(words, c, LOOK) != 0:  # a walker leaves damage as it is
-        return BAD_SHEAF
-    wrong = _visit_all(words, c, MARK)
-    _visit_all(words, c, UNMARK)
-    return OK if wrong == 0 else BAD_SHEAF
 
 
 @entry

@@ -69,6 +69,8 @@ from realalloc.mm.layout import (
     PAGE_MAP_BITS,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
+    PENDING_MASK,
+    PENDING_SHIFT,
     PG_INFO,
     PG_LINK,
     PG_MAP0,
@@ -86,6 +88,12 @@ from realalloc.mm.pages import page_at
 def objects_of(info: int) -> int:
     """Return how many objects a slab has."""
     return info >> OBJECTS_SHIFT & OBJECTS_MASK
+
+
+@kernel
+def pending_of(info: int) -> int:
+    """Return how many objects of a slab its constructor still has."""
+    return info >> PENDING_SHIFT & PENDING_MASK
 
 
 @kernel
@@ -531,15 +539,3 @@ def is_live_object(words: Words, c: int, offset: int) -> int:
     """Tell whether an object of cache ``c`` (0: of any) that is in use begins at ``offset``."""
     where = map_bit_of(words, c, offset)
     return 1 if where >= 0 and words[where >> 6] & bit(where & 63) == 0 else 0
-
-
-@entry
-def set_free_bit(words: Words, c: int, offset: int, free: int) -> int:
-    """Make an object count as free (1) or in use (0) in its map and nowhere else, for a walker that sets it back;
-    EINVAL if it is no object of the cache, or already so.
-    """
-    where = map_bit_of(words, c, offset)
-    if where < 0 or (words[where >> 6] & bit(where & 63) != 0) == (free == 1):
-        return EINVAL
-    words[where >> 6] ^= bit(where & 63)
-    return OK

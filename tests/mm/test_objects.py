@@ -17,15 +17,19 @@ from kernels import (
     Worker,
     assert_pristine,
     assert_unchanged,
+    cached,
     class_cache,
+    field,
     holds,
     kept_blocks,
     kept_objects,
+    make_cache,
     metadata,
     own_record,
     records,
     slots,
     spare_sheaf,
+    used,
     write,
 )
 from support import JIT, PAGE, RawArena
@@ -44,8 +48,6 @@ from realalloc.mm.kmem_cache import (
     validate_caches,
 )
 from realalloc.mm.layout import (
-    C_ALLOCS,
-    C_FREES,
     C_OBJECTS,
     C_ORDER,
     C_SHEAF,
@@ -64,7 +66,6 @@ from realalloc.mm.layout import (
     MIN_SHEAVES_PAGES,
     SHEAF_BLOCK_ORDERS,
     SHEAF_BLOCKS,
-    SHEAF_DESC_WORDS,
     ZONE_NORMAL,
 )
 from realalloc.mm.objects import (
@@ -80,23 +81,6 @@ from realalloc.mm.sheaf import cached_objects
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 MAX_ORDER = 5
-
-
-def make_cache(raw: RawArena, nbytes: int = 64, flags: int = 0) -> int:
-    stride, order = cache_geometry(nbytes, 8, MAX_ORDER, 12)
-    return int(cache_create(raw.words, nbytes, 8, stride, order, flags, ZONE_NORMAL))
-
-
-def field(raw: RawArena, at: int, name: int) -> int:
-    return int(raw.words[at + name])
-
-
-def used(raw: RawArena, c: int) -> int:
-    return field(raw, c, C_ALLOCS) - field(raw, c, C_FREES)
-
-
-def cached(raw: RawArena, c: int) -> int:
-    return int(cached_objects(raw.words, field(raw, c, C_SHEAF) // SHEAF_DESC_WORDS))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Sheaves: every fill level of main, spare and barn, every capacity and class, and what a walker finds in damaged ones."""
+"""Sheaves: every fill level of main, spare and barn, every capacity and class."""
 
 from __future__ import annotations
 
@@ -9,31 +9,24 @@ import pytest
 from kernels import (
     assert_pristine,
     barn,
+    cached,
     class_cache,
+    field,
     holds,
     kept_objects,
     main_sheaf,
-    metadata,
-    own_record,
+    make_cache,
+    own,
     records,
     spare_sheaf,
+    used,
     write,
 )
 from support import JIT, MIB, PAGE, RawArena
 
 from realalloc.mm.kmalloc import kfree, kmalloc
-from realalloc.mm.kmem_cache import (
-    cache_create,
-    cache_destroy,
-    cache_drain,
-    cache_geometry,
-    cache_shrink,
-    next_live_object,
-    validate_cache,
-    validate_caches,
-)
+from realalloc.mm.kmem_cache import cache_destroy, cache_drain, cache_shrink, next_live_object, validate_cache
 from realalloc.mm.layout import (
-    BAD_SHEAF,
     BARN_SHARE_SHIFT,
     C_ALLOCS,
     C_FREES,
@@ -46,13 +39,10 @@ from realalloc.mm.layout import (
     C_STRIDE_BYTES,
     CF_CTOR,
     CF_NO_SHEAVES,
-    D_BASE,
     D_LAST_BYTES,
     D_MAGIC,
-    D_PUT,
     D_PUT_BASE,
     D_PUT_END,
-    D_TOP,
     EAGAIN,
     EBUSY,
     ENOMEM,
@@ -74,37 +64,11 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
     SHEAF_OWNERS,
     SHEAF_SHARE_SHIFT,
-    ZONE_NORMAL,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.reclaim import drain_locked, reclaim
-from realalloc.mm.sheaf import cached_objects, validate_sheaves_locked
-from realalloc.mm.slab import is_live_object, set_free_bit
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
-
-
-def make_cache(raw: RawArena, nbytes: int = 64, flags: int = 0) -> int:
-    stride, order = cache_geometry(nbytes, 8, 4, 12)
-    return int(cache_create(raw.words, nbytes, 8, stride, order, flags, ZONE_NORMAL))
-
-
-def field(raw: RawArena, at: int, name: int) -> int:
-    return int(raw.words[at + name])
-
-
-def used(raw: RawArena, c: int) -> int:
-    """Objects that are in use for the slabs: those of users, and those in sheaves."""
-    return field(raw, c, C_ALLOCS) - field(raw, c, C_FREES)
-
-
-def cached(raw: RawArena, c: int) -> int:
-    return int(cached_objects(raw.words, field(raw, c, C_SHEAF) // SHEAF_DESC_WORDS))
-
-
-def own(raw: RawArena, c: int) -> int:
-    """The calling thread's descriptor."""
-    return own_record(raw) + field(raw, c, C_SHEAF)
 
 
 def barn_room(raw: RawArena, c: int) -> int:
@@ -325,7 +289,7 @@ def test_the_last_object_that_the_arena_has_is_served_though_no_sheaf_can_be_had
 
 def test_a_cache_with_a_constructor_has_sheaves_and_asks_for_objects_when_they_are_empty() -> None:
     raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw, 64, CF_CTOR)
+    c = make_cache(raw, 64, flags=CF_CTOR)
     assert field(raw, c, C_SHEAF) != 0
     assert kmem_cache_alloc(raw.words, c) == EAGAIN
     assert cached(raw, c) == used(raw, c) == 0
@@ -335,7 +299,7 @@ def test_a_cache_with_a_constructor_has_sheaves_and_asks_for_objects_when_they_a
 
 def test_internal_caches_and_those_that_ask_for_it_have_no_sheaves() -> None:
     raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw, 64, CF_NO_SHEAVES)
+    c = make_cache(raw, 64, flags=CF_NO_SHEAVES)
     assert (field(raw, c, C_SHEAF), field(raw, c, C_SHEAF_CAPACITY)) == (0, 0)
     offset = int(kmem_cache_alloc(raw.words, c))
     assert kmem_cache_free(raw.words, c, offset) == 0
@@ -410,82 +374,6 @@ def test_bulk_verbs_go_through_the_same_sheaves() -> None:
     for offset in out[:kept].tolist():
         assert kmem_cache_free(raw.words, c, offset) == 0
     assert_pristine(raw)
-
-
-def kept_cache(count: int = 40) -> tuple[RawArena, int, int]:
-    """An arena, a cache of it with objects in all three places, and the descriptor."""
-    raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw)
-    raw.words[c + C_SHEAF_CAPACITY] = 8
-    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count + 4)]
-    for offset in live[:count]:
-        kmem_cache_free(raw.words, c, offset)
-    d = own(raw, c)
-    assert main_sheaf(raw, d)
-    assert spare_sheaf(raw, d)
-    assert barn(raw, c)
-    raw.validate()
-    return raw, c, d
-
-
-def damage(what: str, raw: RawArena, c: int, d: int) -> list[tuple[int, int]]:
-    """Words to change, with what."""
-    w = raw.words
-    top, put, spare = (int(w[d + name]) for name in (D_TOP, D_PUT, D_PUT_BASE))
-    full = int(w[c + C_NR_BARN_FULL])
-    user = next(offset for offset in range(int(w[top]), 1 << 30, 64) if offset not in kept_objects(raw, c))
-    return {
-        "twice in the main sheaf": [(top, int(w[top - 1]))],
-        "in both sheaves": [(put, int(w[top]))],
-        "in the barn and in a sheaf": [(put, barn(raw, c)[0][0])],
-        "no object begins there": [(put, int(w[put]) + 8)],
-        "of no cache": [(put, 16)],
-        "of another cache": [(put, int(kmalloc(w, 64, 0)))],
-        "the main top is behind the end": [(d + D_TOP, int(w[d + D_BASE]) + MAX_SHEAF_OBJECTS)],
-        "the main top is before the beginning": [(d + D_TOP, int(w[d + D_BASE]) - 2)],
-        "the spare top is behind the end": [(d + D_PUT, int(w[d + D_PUT_END]) + 1)],
-        "the spare top is before the beginning": [(d + D_PUT, spare - 2)],
-        "no zero below the main sheaf": [(int(w[d + D_BASE]) - 1, user)],
-        "no zero below the spare sheaf": [(spare - 1, user)],
-        "one sheaf too many in the barn": [(c + C_NR_BARN_FULL, full - 1)],
-        "one sheaf too few in the barn": [(c + C_NR_BARN_FULL, full + 1)],
-    }[what]
-
-
-DAMAGES = [
-    "twice in the main sheaf", "in both sheaves", "in the barn and in a sheaf", "no object begins there", "of no cache",
-    "of another cache", "the main top is behind the end", "the main top is before the beginning",
-    "the spare top is behind the end", "the spare top is before the beginning", "no zero below the main sheaf",
-    "no zero below the spare sheaf", "one sheaf too many in the barn", "one sheaf too few in the barn",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("what", DAMAGES)
-def test_a_walker_finds_damage_and_leaves_it_as_it_was(what: str) -> None:
-    raw, c, d = kept_cache()
-    changes = damage(what, raw, c, d)
-    saved = [(at, int(raw.words[at])) for at, _ in changes]
-    for at, value in changes:
-        raw.words[at] = value
-    before = metadata(raw)
-    for walk in (lambda: validate_cache(raw.words, c), lambda: validate_caches(raw.words)):
-        assert walk() == BAD_SHEAF
-        assert (metadata(raw) == before).all()
-    assert validate_sheaves_locked(raw.words, c) == BAD_SHEAF
-    for at, value in saved:
-        raw.words[at] = value
-    raw.validate()
-
-
-def test_a_walker_finds_an_object_that_is_free_in_its_map_and_leaves_it_free() -> None:
-    raw, c, d = kept_cache()
-    victim = main_sheaf(raw, d)[0]
-    assert set_free_bit(raw.words, c, victim, 1) == 0
-    for _ in range(2):
-        assert validate_sheaves_locked(raw.words, c) == BAD_SHEAF
-    assert is_live_object(raw.words, c, victim) == 0
-    assert set_free_bit(raw.words, c, victim, 0) == 0
-    raw.validate()
 
 
 def test_the_record_of_nobody_is_never_written() -> None:

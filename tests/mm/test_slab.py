@@ -10,8 +10,10 @@ from kernels import (
     assert_pristine,
     assert_unchanged,
     class_cache,
+    field,
     free_blocks,
     holds,
+    make_cache,
     metadata,
     page_info,
     page_kind,
@@ -23,7 +25,7 @@ from kernels import (
 from support import JIT, MIB, PAGE, RawArena
 
 from realalloc.mm.kmalloc import kmalloc
-from realalloc.mm.kmem_cache import cache_create, cache_destroy, cache_geometry, cache_shrink, validate_cache
+from realalloc.mm.kmem_cache import cache_destroy, cache_shrink, validate_cache
 from realalloc.mm.layout import (
     C_ALLOCS,
     C_EMPTY,
@@ -56,15 +58,6 @@ from realalloc.mm.layout import (
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 from realalloc.mm.slab import is_live_object
-
-
-def make_cache(raw: RawArena, nbytes: int, align: int = 8, flags: int = 0, min_objects: int = 12) -> int:
-    stride, order = cache_geometry(nbytes, align, raw.plan.max_order, min_objects)
-    return int(cache_create(raw.words, nbytes, align, stride, order, flags, ZONE_NORMAL))
-
-
-def field(raw: RawArena, c: int, name: int) -> int:
-    return int(raw.words[c + name])
 
 
 def counts(raw: RawArena, c: int) -> tuple[int, int, int]:

@@ -16,21 +16,21 @@ from kernels import (
     idle_records,
     kept_objects,
     main_sheaf,
+    make_cache,
     own_record,
     page_kind,
     records,
     slots,
     spare_sheaf,
+    used,
     write,
 )
 from support import JIT, PAGE, RawArena
 
 from realalloc.lease import forks
 from realalloc.mm.kmalloc import kfree, kmalloc
-from realalloc.mm.kmem_cache import cache_create, cache_destroy, cache_geometry, validate_caches
+from realalloc.mm.kmem_cache import cache_destroy, validate_caches
 from realalloc.mm.layout import (
-    C_ALLOCS,
-    C_FREES,
     C_SHEAF,
     EINVAL,
     ENOMEM,
@@ -49,7 +49,6 @@ from realalloc.mm.layout import (
     THREAD_SLOTS,
     THREAD_WORDS,
     THREADS,
-    ZONE_NORMAL,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.reclaim import drain_locked, reclaim
@@ -62,15 +61,6 @@ from realalloc.mm.threads import (
 )
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
-
-
-def make_cache(raw: RawArena, nbytes: int = 64) -> int:
-    stride, order = cache_geometry(nbytes, 8, 4, 12)
-    return int(cache_create(raw.words, nbytes, 8, stride, order, 0, ZONE_NORMAL))
-
-
-def used(raw: RawArena, c: int) -> int:
-    return int(raw.words[c + C_ALLOCS] - raw.words[c + C_FREES])
 
 
 def places(key: int) -> tuple[int, int]:
