@@ -80,6 +80,7 @@ from realalloc.mm.layout import (
     ZONES,
 )
 from realalloc.mm.mempool import pool_destroy, pool_resize
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.threads import thread_ends
@@ -279,6 +280,19 @@ def used(raw: RawArena, c: int) -> int:
 def cached(raw: RawArena, c: int) -> int:
     """Count objects of a cache that threads and barn keep."""
     return int(cached_objects(raw.words, field(raw, c, C_SHEAF) // SHEAF_DESC_WORDS))
+
+
+def take_objects(raw: RawArena, c: int, count: int) -> list[int]:
+    """Allocate objects of a cache, one by one."""
+    taken = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count)]
+    assert all(offset > 0 for offset in taken)
+    return taken
+
+
+def give_objects(raw: RawArena, c: int, offsets: list[int]) -> None:
+    """Free objects of a cache, one by one."""
+    for offset in offsets:
+        assert kmem_cache_free(raw.words, c, offset) == 0
 
 
 def slots(raw: RawArena) -> dict[int, int]:

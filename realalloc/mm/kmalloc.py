@@ -58,7 +58,8 @@ from realalloc.mm.pages import kind_of, pages_at, zero_pages, zero_range
 from realalloc.mm.pcp import pop_block, pop_block_slow, push_block
 from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.sheaf import pop
-from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, cache_of, head_of, is_live_object
+from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
+from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import barriers_work
 from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
 from realalloc.mm.window import area_at, granule_of

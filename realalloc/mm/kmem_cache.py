@@ -79,7 +79,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_range, zone_at
 from realalloc.mm.sheaf import drain_cache_locked
-from realalloc.mm.slab import (
+from realalloc.mm.slab_page import (
     cache_of,
     deactivate,
     fill_map,

@@ -55,7 +55,8 @@ from realalloc.mm.sheaf import (
     pop,
     put,
 )
-from realalloc.mm.slab import cache_free_locked, cache_of, head_of, is_live_object
+from realalloc.mm.slab import cache_free_locked, is_live_object
+from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import enter, enter_near, leave, record_inside
 
 PFN_MASK = (1 << 52) - 1

@@ -1,355 +1,57 @@
-"""Slabs: blocks of pages cut into objects of one cache, and the way an object goes out and comes back.
+"""Objects of slabs: how they go out and come back, one or a sheaf full, and which offset is one.
 
-1. Which objects are free is a bitmap outside the objects: in the struct page (up to 128 objects), else in an object of
-   the internal ``freemap`` cache. A stray write into a freed object breaks nothing here, and a double free is a bit that
-   is already set: exact, always on.
-2. One slab per cache is *active*, and one word of its free map serves (C_AT): an allocation is the lowest set bit of that
-   word. A cache without an active slab points to a word that is always 0, so "no slab" and "no object" are one branch.
-3. A full slab is on no list; its first free puts it on the partial list; its last free makes it empty. Up to
-   C_MIN_PARTIAL empty slabs are kept, further ones go to the buddy. How many objects are in use is derived, not stored.
-
-Invariant, per slab:   inuse = objects - set bits of the free map; listed if and only if inuse < objects and not active
 Invariant, per cache:  allocs - frees = sum of inuse over its slabs
 """
 
 from __future__ import annotations
 
 from realalloc.mm.bits import bit, ctz, low_mask, popcount
-from realalloc.mm.buddy import alloc_block_locked, free_block_locked
-from realalloc.mm.freelist import first, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     C_ACTIVE,
     C_ALLOCS,
     C_AT,
-    C_EMPTY,
     C_FIRST_BYTES,
     C_FLAGS,
     C_FREES,
-    C_MIN_ORDER,
-    C_MIN_PARTIAL,
-    C_NR_EMPTY,
-    C_NR_PARTIAL,
-    C_NR_SLABS,
-    C_ORDER,
-    C_ORDER_FALLBACK,
-    C_PARTIAL,
     C_RECIPROCAL,
-    C_SHEAF,
-    C_SLAB_ALLOCS,
-    C_SLAB_FREES,
     C_STRIDE_BYTES,
-    C_ZONE,
     CACHE_MASK,
     CACHE_SHIFT,
     CACHE_WORDS,
     CF_CTOR,
-    CF_EXTERNAL_MAP,
     EAGAIN,
     EINVAL,
-    EXTERNAL_MAP_BYTES,
     H_CACHES,
-    H_END_PFN,
-    H_FREEMAP_CACHE,
-    H_ZERO,
-    KIND_MASK,
-    KIND_NONE,
     KIND_OBJECTS_BIT,
-    KIND_SLAB,
-    KIND_TAIL,
-    MEMMAP,
-    OBJECTS_MASK,
-    OBJECTS_SHIFT,
     OK,
-    ORDER_MASK,
-    ORDER_SHIFT,
-    PAGE_BYTES,
     PAGE_CONSTRUCTING,
-    PAGE_LISTED,
-    PAGE_MAP_BITS,
     PAGE_SHIFT,
-    PAGE_STRUCT_WORDS,
-    PENDING_MASK,
-    PENDING_SHIFT,
     PG_INFO,
-    PG_LINK,
-    PG_MAP0,
     RECIPROCAL_SHIFT,
-    SHEAF_DESC_WORDS,
-    SHEAF_MASK,
-    SHEAF_SHIFT,
     SLAB_BYTES_SHIFT,
-    WORD_BYTES,
 )
 from realalloc.mm.pages import page_at
-
-
-@kernel
-def objects_of(info: int) -> int:
-    """Return how many objects a slab has."""
-    return info >> OBJECTS_SHIFT & OBJECTS_MASK
-
-
-@kernel
-def pending_of(info: int) -> int:
-    """Return how many objects of a slab its constructor still has."""
-    return info >> PENDING_SHIFT & PENDING_MASK
-
-
-@kernel
-def map_at(words: Words, c: int, page: int) -> int:
-    """Return the word index of a slab's free map."""
-    return words[page + PG_MAP0] if words[c + C_FLAGS] & CF_EXTERNAL_MAP else page + PG_MAP0
-
-
-@kernel
-def map_words_of(words: Words, c: int) -> int:
-    """Return how many words a slab's free map has."""
-    return EXTERNAL_MAP_BYTES // WORD_BYTES if words[c + C_FLAGS] & CF_EXTERNAL_MAP else PAGE_MAP_BITS // 64
-
-
-@kernel
-def fill_map(words: Words, c: int, page: int, value: int) -> None:
-    """Mark all objects of a slab free (value 1) or in use (0); bits behind the last object are 0."""
-    at = map_at(words, c, page)
-    objects = objects_of(words[page + PG_INFO])
-    for k in range(map_words_of(words, c)):
-        left = min(max(objects - 64 * k, 0), 64)
-        words[at + k] = low_mask(left) if value == 1 else 0
-
-
-@kernel
-def slab_list_add(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
-    """Put a slab on its cache's partial or empty list."""
-    words[page_at(pfn) + PG_INFO] |= PAGE_LISTED
-    push_front(words, c + list_field, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
-    words[c + count_field] += 1
-
-
-@kernel
-def slab_list_remove(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
-    """Take a slab off its cache's partial or empty list."""
-    words[page_at(pfn) + PG_INFO] &= ~PAGE_LISTED
-    remove(words, c + list_field, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
-    words[c + count_field] -= 1
-
-
-@kernel
-def set_sheaf_index(words: Words, pfn: int, index: int) -> None:
-    """Say on every page of a slab in which sheaf its objects go when they are freed; 0: the slow way."""
-    pages = 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
-    for page in range(page_at(pfn), page_at(pfn + pages), PAGE_STRUCT_WORDS):
-        words[page + PG_INFO] = words[page + PG_INFO] & ~(SHEAF_MASK << SHEAF_SHIFT) | index << SHEAF_SHIFT
-
-
-@kernel
-def show_sheaf_index(words: Words, c: int, pfn: int) -> None:
-    """Let the objects of a slab go into sheaves, unless it is of another order than most: the fast path knows one geometry."""
-    if words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK == words[c + C_ORDER]:
-        set_sheaf_index(words, pfn, words[c + C_SHEAF] // SHEAF_DESC_WORDS)
-
-
-@kernel
-def _make_slab(words: Words, c: int, pfn: int, order: int, map_word: int) -> None:
-    """Turn a fresh block into a slab, all of its objects free."""
-    page = page_at(pfn)
-    index = (c - words[H_CACHES]) // CACHE_WORDS
-    objects = (PAGE_BYTES << order) // words[c + C_STRIDE_BYTES]
-    words[page + PG_INFO] |= index << CACHE_SHIFT | objects << OBJECTS_SHIFT | (PAGE_SHIFT + order) << SLAB_BYTES_SHIFT
-    words[page + PG_LINK] = 0
-    if map_word != 0:
-        words[page + PG_MAP0] = map_word
-    fill_map(words, c, page, 1)
-    for tail in range(pfn + 1, pfn + (1 << order)):
-        words[page_at(tail) + PG_INFO] = words[page + PG_INFO] ^ (KIND_SLAB ^ KIND_TAIL)
-        words[page_at(tail) + PG_LINK] = pfn
-    show_sheaf_index(words, c, pfn)
-    words[c + C_NR_SLABS] += 1
-    words[c + C_SLAB_ALLOCS] += 1
-
-
-@kernel
-def _alloc_slab_block(words: Words, c: int) -> int:
-    order = words[c + C_ORDER]
-    pfn = alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
-    if pfn < 0 and words[c + C_MIN_ORDER] < order:
-        pfn = alloc_block_locked(words, words[c + C_ZONE], words[c + C_MIN_ORDER], KIND_SLAB, 0)
-        if pfn > 0:
-            words[c + C_ORDER_FALLBACK] += 1
-    return pfn
-
-
-@kernel
-def _new_inner_slab(words: Words, c: int) -> int:
-    """Make a slab for a cache whose free maps fit into the struct page."""
-    pfn = _alloc_slab_block(words, c)
-    if pfn > 0:
-        _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, 0)
-    return pfn
-
-
-@kernel
-def point_at(words: Words, c: int, pfn: int) -> int:
-    """Make the first map word with a free object serve; return ``pfn``, or 0 if the slab is full."""
-    page = page_at(pfn)
-    at = map_at(words, c, page)
-    for k in range(map_words_of(words, c)):
-        if words[at + k] != 0:
-            words[c + C_AT] = at + k
-            words[c + C_FIRST_BYTES] = (pfn << PAGE_SHIFT) + 64 * k * words[c + C_STRIDE_BYTES]
-            words[c + C_ACTIVE] = pfn
-            return pfn
-    return 0
-
-
-@kernel
-def deactivate(words: Words, c: int) -> int:
-    """Leave the cache without an active slab; return which it was, 0 for none."""
-    pfn = words[c + C_ACTIVE]
-    words[c + C_ACTIVE] = 0
-    words[c + C_AT] = H_ZERO
-    return pfn
-
-
-@kernel
-def _activate(words: Words, c: int) -> int:
-    """Let the active slab, a partial or an empty one serve; return its pfn, 0 if none has a free object."""
-    pfn = deactivate(words, c)
-    if pfn != 0 and point_at(words, c, pfn) != 0:
-        return pfn
-    pfn = first(words, c + C_PARTIAL)
-    if pfn != 0:
-        slab_list_remove(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
-    else:
-        pfn = first(words, c + C_EMPTY)
-        if pfn == 0:
-            return 0
-        slab_list_remove(words, c, C_EMPTY, C_NR_EMPTY, pfn)
-    return point_at(words, c, pfn)
-
-
-@kernel
-def take_object(words: Words, c: int) -> int:
-    """Take the lowest object of the map word that serves; return its offset, 0 if the word is empty."""
-    at = words[c + C_AT]
-    free = words[at]
-    if free == 0:
-        return 0
-    index = ctz(free)
-    words[at] = free ^ bit(index)
-    words[c + C_ALLOCS] += 1
-    return words[c + C_FIRST_BYTES] + index * words[c + C_STRIDE_BYTES]
-
-
-@kernel
-def _alloc_map(words: Words) -> int:
-    """Allocate an external free map; return its word index or ENOMEM."""
-    c = words[H_FREEMAP_CACHE]
-    offset = take_object(words, c)
-    if offset == 0:
-        if _activate(words, c) == 0:
-            pfn = _new_inner_slab(words, c)
-            if pfn < 0:
-                return pfn
-            point_at(words, c, pfn)
-        offset = take_object(words, c)
-    return offset // WORD_BYTES
-
-
-@kernel
-def _release_block(words: Words, c: int, pfn: int) -> None:
-    order = words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
-    for tail in range(pfn + 1, pfn + (1 << order)):
-        words[page_at(tail) + PG_INFO] = KIND_NONE
-    words[c + C_NR_SLABS] -= 1
-    words[c + C_SLAB_FREES] += 1
-    free_block_locked(words, pfn)
-
-
-@kernel
-def free_objects(words: Words, c: int, page: int) -> int:
-    """Count the free objects of a slab."""
-    at = map_at(words, c, page)
-    count = 0
-    for k in range(map_words_of(words, c)):
-        count += popcount(words[at + k])
-    return count
-
-
-@entry
-def settle_locked(words: Words, c: int, pfn: int) -> int:
-    """Put a slab that is not active where it belongs after a free: partial list, empty list; 1 if it is superfluous."""
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
-    if free_objects(words, c, page) != objects_of(info):
-        if info & PAGE_LISTED == 0:
-            slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
-        return OK
-    if info & PAGE_LISTED:
-        slab_list_remove(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
-    if words[c + C_NR_EMPTY] < words[c + C_MIN_PARTIAL]:
-        slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
-        return OK
-    return 1
-
-
-@kernel
-def _put_object(words: Words, c: int, pfn: int, index: int) -> int:
-    """Set an object's free bit and move its slab where it now belongs; EINVAL if the bit was set. Return 1 if the
-    slab is now a superfluous empty one, which the caller must release.
-    """
-    page = page_at(pfn)
-    at = map_at(words, c, page) + (index >> 6)
-    mask = bit(index & 63)
-    before = words[at]
-    if before & mask != 0:
-        return EINVAL
-    words[at] = before | mask
-    words[c + C_FREES] += 1
-    full = low_mask(min(objects_of(words[page + PG_INFO]) - (index & ~63), 64))
-    if (before != 0 and before | mask != full) or words[c + C_ACTIVE] == pfn:
-        return OK  # neither the first free object of its word nor the last: the slab stays where it is
-    return settle_locked(words, c, pfn)
-
-
-@kernel
-def _put_map(words: Words, map_word: int) -> None:
-    c = words[H_FREEMAP_CACHE]
-    pfn = map_word * WORD_BYTES >> PAGE_SHIFT  # its slabs are single pages
-    index = (map_word * WORD_BYTES & (PAGE_BYTES - 1)) // EXTERNAL_MAP_BYTES
-    if _put_object(words, c, pfn, index) == 1:
-        _release_block(words, c, pfn)
-
-
-@entry
-def new_slab_locked(words: Words, c: int) -> int:
-    """Get a block from the buddy and make it a slab, on no list; return its pfn or ENOMEM."""
-    if words[c + C_FLAGS] & CF_EXTERNAL_MAP == 0:
-        return _new_inner_slab(words, c)
-    map_word = _alloc_map(words)
-    if map_word < 0:
-        return map_word
-    pfn = _alloc_slab_block(words, c)
-    if pfn < 0:
-        _put_map(words, map_word)
-        return pfn
-    _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, map_word)
-    return pfn
-
-
-@entry
-def release_slab_locked(words: Words, c: int, pfn: int) -> int:
-    """Give a slab that is on no list back to the buddy."""
-    if words[c + C_FLAGS] & CF_EXTERNAL_MAP:
-        _put_map(words, words[page_at(pfn) + PG_MAP0])
-    _release_block(words, c, pfn)
-    return OK
+from realalloc.mm.slab_page import (
+    activate,
+    cache_of,
+    head_of,
+    index_of,
+    map_at,
+    new_slab_locked,
+    objects_of,
+    point_at,
+    put_object,
+    release_slab_locked,
+    settle_locked,
+    take_object,
+)
 
 
 @entry
 def refill_locked(words: Words, c: int) -> int:
     """Let a slab with free objects serve: active, partial, empty, new; its pfn, ENOMEM or EAGAIN."""
-    pfn = _activate(words, c)
+    pfn = activate(words, c)
     if pfn == 0:
         if words[c + C_FLAGS] & CF_CTOR:
             return EAGAIN
@@ -385,7 +87,7 @@ def take_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
             if at == end:
                 if refill_locked(words, c) <= 0:
                     break
-            elif _activate(words, c) == 0:
+            elif activate(words, c) == 0:
                 break
             continue
         first_bytes = words[c + C_FIRST_BYTES]
@@ -401,34 +103,6 @@ def take_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
 
 
 @kernel
-def head_of(words: Words, pfn: int) -> int:
-    """Return the first page of the slab that ``pfn`` is in, 0 if it is in none."""
-    if pfn <= 0 or pfn >= words[H_END_PFN]:
-        return 0
-    page = page_at(pfn)
-    kind = words[page + PG_INFO] & KIND_MASK
-    if kind == KIND_TAIL:
-        return words[page + PG_LINK]
-    return pfn if kind == KIND_SLAB else 0
-
-
-@kernel
-def cache_of(words: Words, pfn: int) -> int:
-    """Return the word index of the cache that owns a slab."""
-    return words[H_CACHES] + (words[page_at(pfn) + PG_INFO] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
-
-
-@kernel
-def index_of(words: Words, c: int, pfn: int, offset: int) -> int:
-    """Return which object of a slab begins at ``offset``, EINVAL if none does."""
-    nbytes = offset - (pfn << PAGE_SHIFT)
-    index = nbytes * words[c + C_RECIPROCAL] >> RECIPROCAL_SHIFT
-    if index * words[c + C_STRIDE_BYTES] != nbytes or index >= objects_of(words[page_at(pfn) + PG_INFO]):
-        return EINVAL
-    return index
-
-
-@kernel
 def free_in_slab_locked(words: Words, c: int, pfn: int, offset: int) -> int:
     """Free an object of the slab at ``pfn`` (0: there is none), of cache ``c`` (0: of any); EINVAL if it is not live."""
     if pfn == 0 or words[page_at(pfn) + PG_INFO] & PAGE_CONSTRUCTING:
@@ -439,7 +113,7 @@ def free_in_slab_locked(words: Words, c: int, pfn: int, offset: int) -> int:
     index = index_of(words, owner, pfn, offset)
     if index < 0:
         return EINVAL
-    status = _put_object(words, owner, pfn, index)
+    status = put_object(words, owner, pfn, index)
     if status == 1:
         release_slab_locked(words, owner, pfn)
         return OK

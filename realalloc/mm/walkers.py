@@ -1,4 +1,4 @@
-"""Walkers of caches: look whether slabs, lists and sheaves are what slab.py and sheaf.py say.
+"""Walkers of caches: look whether slabs, lists and sheaves are what slab_page.py, slab.py and sheaf.py say.
 
 They run with the lock, and with every other thread locked out of its sheaves, and leave everything as it was, damage too.
 """
@@ -53,16 +53,8 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.sheaf import bad_sheaves
-from realalloc.mm.slab import (
-    cache_of,
-    free_objects,
-    is_live_object,
-    map_at,
-    map_bit_of,
-    map_words_of,
-    objects_of,
-    pending_of,
-)
+from realalloc.mm.slab import is_live_object, map_bit_of
+from realalloc.mm.slab_page import cache_of, free_objects, map_at, map_words_of, objects_of, pending_of
 from realalloc.mm.threads import next_record, record_at
 
 LOOK = 0
