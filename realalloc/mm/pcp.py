@@ -126,25 +126,24 @@ def _take(words: Words, d: int, order: int, kind: int) -> int:
 
 
 @kernel
-def pop_block(words: Words, order: int, kind: int) -> int:
-    """Take a block of the calling thread's and give it a kind; return its pfn, 0 if there is none. For inlining."""
-    slot = enter_near(words)
+def _pop(words: Words, slot: int, order: int, kind: int) -> int:
     if slot == 0 or order >= SHEAF_BLOCK_ORDERS:
         return 0
     pfn = _take(words, record_inside(words, slot) + _place(order), order, kind)
     leave(words, slot)
     return pfn
+
+
+@kernel
+def pop_block(words: Words, order: int, kind: int) -> int:
+    """Take a block of the calling thread's and give it a kind; return its pfn, 0 if there is none. For inlining."""
+    return _pop(words, enter_near(words), order, kind)
 
 
 @entry
 def pop_block_slow(words: Words, order: int, kind: int) -> int:
     """Take a block of the calling thread's, whose slot may be in the second place."""
-    slot = enter(words)
-    if slot == 0 or order >= SHEAF_BLOCK_ORDERS:
-        return 0
-    pfn = _take(words, record_inside(words, slot) + _place(order), order, kind)
-    leave(words, slot)
-    return pfn
+    return _pop(words, enter(words), order, kind)
 
 
 @kernel
