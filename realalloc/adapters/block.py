@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from realalloc.adapters.closing import Closing
 from realalloc.adapters.direct import BLOCK_BYTES, DirectFile, DirectIOWarning, StrPath
 from realalloc.adapters.requests import Block, Requests
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockReader", "BlockWriter", "Block", "DirectIOWarning", "copy_file"]
 
 
-class _Face:
+class _Face(Closing):
     """The file, and how reader and writer end."""
 
     _requests: Requests
@@ -135,16 +136,6 @@ class BlockReader(_Face):
             self._lent._drop()
         self._lent = None
         self._file.close()
-
-    def __enter__(self) -> Self:
-        """Return the reader."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 class BlockWriter(_Face):
@@ -267,10 +258,6 @@ class BlockWriter(_Face):
             self._filling._drop()
             self._filling = None
         self._file.close()
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,10 +12,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from realalloc.adapters.bounded import time_left
+from realalloc.adapters.closing import Closing
 from realalloc.adapters.scsi.cdb import MAX_CDB_BYTES, Command, Direction, Status, encode_lun
 from realalloc.adapters.scsi.request import Outcome, Request
 from realalloc.adapters.scsi.tags import Slot, TagSet
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_SECONDS = 30.0  # as sd has it
 
 
-class CommandQueue:
+class CommandQueue(Closing):
     """``depth`` tags towards a target, and ``nr_buffers`` buffers of ``buffer_bytes`` for data; a context manager.
 
     ``workers`` commands execute at a time, each with ``timeout_seconds`` from its submission on unless it says otherwise.
@@ -267,13 +267,3 @@ class CommandQueue:
                 if slot.request is not None:
                     self._part(slot)
             self._set.close()
-
-    def __enter__(self) -> Self:
-        """Return the queue."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()

@@ -10,9 +10,9 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
+from realalloc.adapters.closing import Closing
 from realalloc.adapters.scsi import cdb
 from realalloc.adapters.scsi.cdb import BLOCK_BYTES, Command, Opcode, Sense, Status
 from realalloc.sizes import as_int
@@ -57,7 +57,7 @@ class _Unit:
             return None
 
 
-class FileTarget:
+class FileTarget(Closing):
     """Logical units over existing files: ``FileTarget({0: path})``; a context manager that closes them.
 
     ``power_on_attention``: each unit's first command other than INQUIRY and REQUEST SENSE is answered with UNIT ATTENTION.
@@ -236,13 +236,3 @@ class FileTarget:
         with self._closing:
             while self._units:
                 os.close(self._units.popitem()[1].fd)
-
-    def __enter__(self) -> Self:
-        """Return the target."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
