@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from realalloc.adapters.closing import Closing
 from realalloc.adapters.direct import BLOCK_BYTES, DirectFile, DirectIOWarning, StrPath
+from realalloc.adapters.octets import as_octets
 from realalloc.adapters.requests import Block, Requests
 
 if TYPE_CHECKING:
@@ -183,7 +184,12 @@ class BlockWriter(_Face):
     def _start(self, block: Block) -> None:
         while self._in_flight and self._in_flight[0][0].done():
             self._in_flight.popleft()
-        self._in_flight.append((self._requests.start(self._write, block), block))
+        try:
+            future = self._requests.start(self._write, block)
+        except BaseException as problem:
+            self._requests.fail(problem, block.offset)  # its bytes were accepted, and are nowhere now
+            raise
+        self._in_flight.append((future, block))
 
     def write(self, data: Any) -> int:
         """Append bytes-like ``data``, copied; return its length in bytes.
@@ -192,7 +198,7 @@ class BlockWriter(_Face):
         """
         self._use("write")
         done = 0
-        with memoryview(data) as shaped, shaped.cast("B") as source:
+        with as_octets(data) as source:
             while done < len(source):
                 if self._filling is None:
                     self._filling = self._requests.block(self.size_bytes, self._requests.timeout_seconds)
@@ -212,12 +218,19 @@ class BlockWriter(_Face):
         """
         self._use("write_block")
         end = block.offset + block.nbytes
-        if not block._on_release or block.offset % BLOCK_BYTES:
-            raise ValueError("the block was released, or does not begin at a multiple of 4096")
+        if not block._on_release:
+            raise ValueError("the block was released")
+        if block.offset % BLOCK_BYTES:
+            raise ValueError(f"the block begins at {block.offset}, which is no multiple of {BLOCK_BYTES}")
         budget = self._requests._budget
         budget.take(1, self._requests.timeout_seconds)
+        try:
+            heir = block._hand_over(lambda: budget.give(1))
+        except BaseException:  # released while this waited
+            budget.give(1)
+            raise
         self.size_bytes = max(self.size_bytes, end)
-        self._start(block._hand_over(lambda: budget.give(1)))
+        self._start(heir)
 
     def flush(self, *, sync: bool = False) -> None:
         """Wait for the requests in flight, and with ``sync`` for the device; raise the first error.

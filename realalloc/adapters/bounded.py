@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from realalloc.sizes import as_int, as_timeout
 
 
 def time_left(deadline: float | None) -> float | None:
-    """Return the seconds until ``deadline`` (of ``time.monotonic``), at least 0; None for ever."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    """Return the seconds until ``deadline`` (of ``time.monotonic``), as many as the system can wait; None for ever."""
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+
+
+def wait_until(condition: threading.Condition, predicate: Callable[[], Any], seconds: float | None) -> bool:
+    """Wait, with the condition's lock, until the predicate holds; False when ``seconds``, which may be infinite, are over."""
+    return bool(condition.wait_for(predicate, None if seconds is None else min(seconds, threading.TIMEOUT_MAX)))
 
 
 class Budget:
@@ -42,7 +49,7 @@ class Budget:
             raise ValueError(f"{count} of {self.total} {self._what} can never be had")
         seconds = as_timeout(timeout_seconds)
         with self._returned:
-            if not self._returned.wait_for(lambda: self._free >= count, seconds):
+            if not wait_until(self._returned, lambda: self._free >= count, seconds):
                 raise TimeoutError(
                     f"{self._free} of {self.total} {self._what} free after {seconds} s, {count} were wanted"
                 )

@@ -14,7 +14,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 BLOCK_BYTES: Final = (
     4096  # a multiple of the logical block of every usual disk; the page, and so the buffers' alignment
@@ -40,6 +40,13 @@ def rest_of(views: Sequence[memoryview], skip: int) -> list[memoryview]:
     return left
 
 
+def check_kind(fd: int, path: Any) -> None:
+    """ValueError unless ``fd`` is a regular file or a block device: something that has a length and offsets."""
+    kind = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+        raise ValueError(f"{path!r} is neither a regular file nor a block device")
+
+
 class DirectFile:
     """An open regular file or block device. Its methods may be called from several threads at once."""
 
@@ -54,16 +61,11 @@ class DirectFile:
         self._mode = threading.Lock()
         self.direct = False
         try:
-            self._check_kind()
+            check_kind(self._fd, self.path)
             self._turn_on()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
-
-    def _check_kind(self) -> None:
-        kind = os.fstat(self._fd).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-            raise ValueError(f"{self.path!r} is neither a regular file nor a block device")
 
     def _turn_on(self) -> None:
         try:
@@ -140,3 +142,9 @@ class DirectFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        """Close what nobody closed, when the last thread at it lets go: a reader was dropped, or its closing interrupted."""
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+            warnings.warn(f"unclosed {self.path!r}", ResourceWarning, stacklevel=2, source=self)

@@ -101,6 +101,8 @@ class Block:
 
     def _hand_over(self, on_release: Callable[[], None]) -> Block:
         """Return a block with the same buffers, and be released; ``on_release`` is called too when that one is."""
+        if not self._on_release:
+            raise ValueError("the block was released")
         (mine,), self._on_release = self._on_release, []
 
         def both() -> None:
@@ -179,7 +181,7 @@ class Requests:
 
         def run() -> None:
             try:
-                if self.error is not None and block.offset > self._error_offset:
+                if not block._on_release or (self.error is not None and block.offset > self._error_offset):
                     raise CancelledError  # noqa: TRY301  # one way out for all that did not work
                 work(block)
             except BaseException as problem:
@@ -192,7 +194,7 @@ class Requests:
         try:
             return self._threads.submit(run)
         except BaseException:
-            block._drop()
+            block._drop()  # a thread may find it in the queue all the same
             raise
 
     def stop(self) -> None:

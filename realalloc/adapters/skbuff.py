@@ -16,6 +16,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from realalloc.adapters.octets import as_octets
 from realalloc.errors import InvalidFree
 from realalloc.gfp import GFP_KERNEL, GFP_NOWAIT
 from realalloc.mempool import MemPool
@@ -152,7 +153,7 @@ class SkBuff:
 
     def put_data(self, payload: bytes | bytearray | memoryview) -> None:
         """Append a copy of ``payload`` (the kernel's ``skb_put_data``); ValueError as ``put``."""
-        with memoryview(payload) as source, source.cast("B") as octets:
+        with as_octets(payload) as octets:
             self.put(len(octets))[:] = octets
 
     def pull(self, n: int) -> memoryview:

@@ -7,6 +7,8 @@ import hashlib
 import os
 import pickle
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,53 @@ def test_leaving_a_writer_with_an_error_writes_no_more(pool: Any, tmp_path: Path
     assert (tmp_path / "target").stat().st_size in (0, PAGE)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (3, 0)])
+def test_an_empty_array_is_no_bytes(pool: Any, tmp_path: Path, shape: Any) -> None:
+    with BlockWriter(tmp_path / "target", pool) as writer:
+        assert writer.write(np.empty(shape, np.int32)) == 0
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_a_reader_that_nobody_closed_loses_no_descriptor(pool: Any, source: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    reader = BlockReader(source, pool, depth=2)
+    next(reader)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del reader
+        eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+    eventually(lambda: pool.stats().outstanding == 0)
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let the system give ``after`` threads and no more."""
+    real = threading.Thread.start
+    left = [after]
+
+    def start(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_a_request_without_a_thread_is_no_hole_in_the_file(
+    pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who goes on after the error is told again: bytes that were accepted are not in the file."""
+    gate = Gate(monkeypatch, "pwritev")
+    writer = BlockWriter(tmp_path / "target", pool, depth=3)
+    refuse_threads(monkeypatch, 1)
+    writer.write(data(PAGE))
+    with pytest.raises(RuntimeError, match="start new thread"):
+        writer.write(data(PAGE))
+    gate.opened.set()
+    with pytest.raises(RuntimeError, match="start new thread"):
+        writer.close()
+    assert pool.stats().outstanding == 0
+
+
 # -- blocks ----------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +419,44 @@ def test_a_write_that_times_out_says_how_far_it_came(pool: Any, tmp_path: Path, 
         writer._requests.timeout_seconds = None
         writer.write(data(5 * PAGE)[writer.size_bytes :])
     assert (tmp_path / "target").read_bytes() == data(5 * PAGE)
+
+
+def test_a_block_that_is_released_while_it_waits_to_be_written_costs_the_writer_nothing(
+    pool: Any, tmp_path: Path, monkeypatch: Any, source: Path
+) -> None:
+    gate = Gate(monkeypatch, "pwritev")
+    with BlockReader(source, pool, depth=3) as reader:
+        with BlockWriter(tmp_path / "target", pool, depth=1) as writer:
+            writer.write_block(next(reader))
+            block = next(reader).keep()
+            worker = Worker(lambda: writer.write_block(block))
+            assert gate.reached.acquire(timeout=30)
+            time.sleep(0.02)  # the worker waits for its turn
+            block.release()
+            gate.opened.set()
+            with pytest.raises(ValueError, match="the block was released"):
+                worker.result()
+            assert writer._requests._budget.free == 1
+            assert writer.size_bytes == PAGE
+
+
+def test_what_is_wrong_with_a_block_is_said(pool: Any, tmp_path: Path) -> None:
+    with BlockWriter(tmp_path / "target", pool) as writer:
+        block = Block([], 5, lambda: None)
+        with pytest.raises(ValueError, match="^the block begins at 5, which is no multiple of 4096$"):
+            writer.write_block(block)
+        block.release()
+        with pytest.raises(ValueError, match="^the block was released$"):
+            writer.write_block(block)
+
+
+def test_an_endless_timeout_is_one(pool: Any, source: Path) -> None:
+    with BlockReader(source, pool, depth=1, timeout_seconds=float("inf")) as reader:
+        block = next(reader).keep()
+        worker = Worker(lambda: next(reader).offset)
+        time.sleep(0.02)
+        block.release()
+        assert worker.result() == PAGE
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from checks import Worker, eventually
 
@@ -55,3 +58,13 @@ def test_more_than_all_and_more_than_out_are_refused() -> None:
 def test_time_left_is_never_negative() -> None:
     assert time_left(None) is None
     assert time_left(0.0) == 0.0
+
+
+def test_for_ever_may_be_said_as_infinity() -> None:
+    budget = Budget(1, "things")
+    budget.take(1, float("inf"))
+    waiter = Worker(lambda: budget.take(1, float("inf")))
+    time.sleep(0.01)  # let it wait; a wait that cannot be told to the system raises at once
+    budget.give(1)
+    waiter.result()
+    assert time_left(float("inf")) == threading.TIMEOUT_MAX

@@ -135,3 +135,11 @@ def test_what_is_no_file_is_refused_and_no_descriptor_is_lost(tmp_path: Path) ->
     with pytest.raises(FileNotFoundError):
         DirectFile(tmp_path / "none", os.O_RDONLY)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_nobody_closed_is_closed_with_a_warning(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    file = DirectFile(path, os.O_RDONLY)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del file
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from checks import Worker
 from hypothesis import HealthCheck, settings
@@ -360,3 +361,12 @@ TestMachine.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+def test_an_empty_payload_of_any_shape_can_be_put(arena: ra.Arena) -> None:
+    pool = SkBuffPool(arena, 1, 64)
+    with pool.alloc() as skb:
+        skb.put_data(np.empty((0, 3)))
+        skb.put_data(np.arange(3, dtype=np.int16))
+        assert bytes(skb.data) == bytes((0, 0, 1, 0, 2, 0))
+    pool.destroy()
