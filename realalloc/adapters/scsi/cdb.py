@@ -17,6 +17,7 @@ BLOCK_BYTES: Final = 512  # a logical block
 SENSE_BYTES: Final = 18
 MAX_CDB_BYTES: Final = 16
 MAX_SEGMENTS: Final = 64  # data buffers of one command
+MAX_DATA_BYTES: Final = (1 << 31) - 1  # of one command: what a residual can say
 INQUIRY_BYTES: Final = 36
 CAPACITY_BYTES: Final = 8
 MAX_LUN: Final = (1 << 14) - 1

@@ -14,8 +14,9 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from realalloc.adapters.bounded import time_left
+from realalloc.adapters.bounded import time_left, wait_until
 from realalloc.adapters.closing import Closing
+from realalloc.adapters.octets import as_octets
 from realalloc.adapters.scsi.cdb import MAX_CDB_BYTES, Command, Direction, Status, encode_lun
 from realalloc.adapters.scsi.request import Outcome, Request
 from realalloc.adapters.scsi.tags import Slot, TagSet
@@ -45,7 +46,7 @@ class CommandQueue(Closing):
         workers: int = 4,
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        """Make tags and buffers, start the threads. ValueError for numbers; OutOfMemory, with nothing kept."""
+        """Make tags and buffers, start the threads. ValueError for numbers; OutOfMemory, RuntimeError, with nothing kept."""
         threads = as_int(workers, "workers", 1, 1024)
         self._timeout_seconds = as_timeout(timeout_seconds)
         self._target = target
@@ -59,12 +60,15 @@ class CommandQueue(Closing):
         self._done: deque[Request] = deque()
         self._wakes = float("inf")
         self._closed = False
-        self._threads = [
-            threading.Thread(target=work, name="realalloc-scsi", daemon=True)
-            for work in (self._watch, *[self._work] * threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for work in (self._watch, *[self._work] * threads):
+                thread = threading.Thread(target=work, name="realalloc-scsi", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def free_tags(self) -> int:
@@ -92,7 +96,7 @@ class CommandQueue(Closing):
             raise ValueError(f"a CDB has 1 to {MAX_CDB_BYTES} bytes, not {len(raw)}")
         encode_lun(lun)
         seconds = self._timeout_seconds if timeout_seconds is None else as_timeout(timeout_seconds)
-        with memoryview(data if data is not None else b"") as shaped, shaped.cast("B") as payload:
+        with as_octets(data if data is not None else b"") as payload:
             receive = as_int(receive_bytes, "receive_bytes", 0)
             if len(payload) and receive:
                 raise ValueError("a command sends or receives, not both")
@@ -103,26 +107,26 @@ class CommandQueue(Closing):
             if nbytes > self._set.most_bytes:
                 raise ValueError(f"{nbytes} bytes of data; a command can have {self._set.most_bytes}")
             slot = self._set.take(-(-nbytes // self._set.buffer_bytes), as_timeout(wait_seconds))
-            with self._lock:
-                return self._start(slot, bytes(raw), lun, direction, payload, nbytes, seconds)
+            try:
+                with self._lock:
+                    return self._start(slot, bytes(raw), lun, direction, payload, nbytes, seconds)
+            except BaseException:  # Ctrl-C at the lock, too
+                self._withdraw(slot)
+                raise
 
     def _start(
         self, slot: Slot, raw: bytes, lun: int, direction: int, payload: memoryview, nbytes: int, seconds: float | None
     ) -> Request:
-        """Fill the slot and queue it; give it back if that fails. The lock is held."""
-        try:
-            if self._closed:
-                raise ValueError("the queue is closed")  # noqa: TRY301  # the slot goes back below
-            slot.describe(raw, lun, direction)
-            slot.lend(self._set.buffers(slot.nr_buffers), nbytes)
-            done = 0
-            for view in slot.views if len(payload) else ():
-                view[:] = payload[done : done + len(view)]
-                done += len(view)
-            request = Request(self, slot, f"command {raw[0]:02X}h, tag {slot.tag},")
-        except BaseException:
-            self._set.give(slot)
-            raise
+        """Fill the slot and queue it. The lock is held."""
+        if self._closed:
+            raise ValueError("the queue is closed")
+        slot.describe(raw, lun, direction)
+        slot.lend(self._set.buffers(slot.nr_buffers), nbytes)
+        done = 0
+        for view in slot.views if len(payload) else ():
+            view[:] = payload[done : done + len(view)]
+            done += len(view)
+        request = Request(self, slot, f"command {raw[0]:02X}h, tag {slot.tag},")
         slot.request = request
         slot.deadline = None if seconds is None else time.monotonic() + seconds
         if slot.deadline is not None and slot.deadline < self._wakes:
@@ -131,15 +135,22 @@ class CommandQueue(Closing):
         self._submitted.notify()
         return request
 
+    def _withdraw(self, slot: Slot) -> None:
+        """Give back a slot whose submission failed, wherever; while it has no request nobody else looks at it."""
+        if slot.request is None:
+            self._set.give(slot)
+        else:
+            self._release(slot.request)
+
     def _wait(self, request: Request, seconds: float | None) -> None:
         with self._lock:
-            if not self._completed.wait_for(lambda: request.done, seconds):
+            if not wait_until(self._completed, lambda: request.done, seconds):
                 raise TimeoutError(f"{request._name} is pending after {seconds} s")
 
     def reap(self, timeout_seconds: float | None = None) -> Request:
         """Return the request that was completed first of those not yet reaped or released; TimeoutError."""
         with self._lock:
-            if not self._completed.wait_for(lambda: self._done, as_timeout(timeout_seconds)):
+            if not wait_until(self._completed, lambda: self._done, as_timeout(timeout_seconds)):
                 raise TimeoutError(f"nothing was completed within {timeout_seconds} s")
             return self._done.popleft()
 
@@ -171,7 +182,7 @@ class CommandQueue(Closing):
         if slot.with_target:
             assert slot.command is not None
             slot.command.aborting = 1
-        else:
+        elif slot in self._queued:  # it is not, where its submission was interrupted
             self._queued.remove(slot)
         self._complete(request, outcome)
         return True
@@ -185,7 +196,7 @@ class CommandQueue(Closing):
         if not slot.with_target:
             self._set.give(slot)
 
-    def _take_over(self, slot: Slot, command: Command, problem: Exception | None) -> None:
+    def _take_over(self, slot: Slot, command: Command, problem: BaseException | None) -> None:
         """The target lets go: tell the submitter if it still waits, free the tag if it is gone."""
         slot.with_target = False
         request = slot.request
@@ -214,11 +225,12 @@ class CommandQueue(Closing):
                     return
                 slot = self._queued.popleft()
                 slot.with_target = True
-            command, problem = slot.command, None
+            command = slot.command
+            problem: BaseException | None = None
             assert command is not None
             try:
                 self._target.execute(command, slot.views)
-            except Exception as raised:  # noqa: BLE001  # whatever it is, the worker and the tag go on
+            except BaseException as raised:  # noqa: BLE001  # whatever it is, the worker and the tag go on
                 traceback.clear_frames(raised.__traceback__)  # their variables may be views
                 problem = raised
             with self._lock:

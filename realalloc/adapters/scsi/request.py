@@ -54,7 +54,7 @@ class Request:
         self._queue = queue
         self._slot: Slot | None = slot
         self._name = name
-        self._problem: Exception | None = None
+        self._problem: BaseException | None = None
 
     @property
     def done(self) -> bool:

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from realalloc.adapters.bounded import Budget, time_left
-from realalloc.adapters.scsi.cdb import MAX_CDB_BYTES, MAX_SEGMENTS, Command, encode_lun
+from realalloc.adapters.scsi.cdb import MAX_CDB_BYTES, MAX_DATA_BYTES, MAX_SEGMENTS, Command, encode_lun
 from realalloc.sizes import as_int
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class TagSet:
         self._tags = Budget(self.depth, "tags")
         self._data = Budget(as_int(nr_buffers, "nr_buffers", 1), "data buffers")
         self.buffer_bytes = as_int(buffer_bytes, "buffer_bytes", 1)
-        self.most_bytes = min(MAX_SEGMENTS, self._data.total) * self.buffer_bytes
+        self.most_bytes = min(min(MAX_SEGMENTS, self._data.total) * self.buffer_bytes, MAX_DATA_BYTES)
         self.command_pool: MemPool = arena.mempool(self.depth, size=ctypes.sizeof(Command))
         try:
             self.data_pool: MemPool = arena.mempool(nr_buffers, size=buffer_bytes)

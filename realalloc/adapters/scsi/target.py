@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from realalloc.adapters.closing import Closing
+from realalloc.adapters.direct import check_kind
 from realalloc.adapters.scsi import cdb
-from realalloc.adapters.scsi.cdb import BLOCK_BYTES, Command, Opcode, Sense, Status
+from realalloc.adapters.scsi.cdb import BLOCK_BYTES, Command, Direction, Opcode, Sense, Status
 from realalloc.sizes import as_int
 
 StrPath = str | os.PathLike[str]
@@ -38,16 +39,25 @@ def standard_inquiry(*, present: bool) -> bytes:
     return head + b"REALALLC" + b"FILE".ljust(16) + b"0001"
 
 
+def _length(fd: int, path: StrPath) -> int:
+    check_kind(fd, os.fspath(path))
+    blocks = os.lseek(fd, 0, os.SEEK_END) // BLOCK_BYTES
+    if blocks < 1:
+        raise ValueError(f"{os.fspath(path)!r} has not even one block of {BLOCK_BYTES} bytes")
+    return blocks
+
+
 class _Unit:
     """A logical unit: a file, its length in blocks when it was opened, and whether it wants attention."""
 
     def __init__(self, path: StrPath, *, attention: bool) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self.blocks = os.lseek(self.fd, 0, os.SEEK_END) // BLOCK_BYTES
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)  # never wait for what is no file
         self._attention = [cdb.POWER_ON] if attention else []
-        if self.blocks < 1:
+        try:
+            self.blocks = _length(self.fd, path)
+        except BaseException:
             os.close(self.fd)
-            raise ValueError(f"{os.fspath(path)!r} has not even one block of {BLOCK_BYTES} bytes")
+            raise
 
     def attention(self) -> Sense | None:
         """Return what is pending, and forget it: one thread gets it."""
@@ -64,7 +74,7 @@ class FileTarget(Closing):
     """
 
     def __init__(self, files: Mapping[int, StrPath], *, power_on_attention: bool = False) -> None:
-        """Open; OSError, or ValueError for a LUN above 16383 or a file without a whole block."""
+        """Open; OSError, or ValueError for a LUN above 16383 or what is no file with a whole block."""
         self._units: dict[int, _Unit] = {}
         self._handlers: dict[int, Callable[[Command, _Unit | None, Sequence[memoryview], bytes], Sense | None]] = {
             Opcode.TEST_UNIT_READY: self._test_unit_ready,
@@ -187,7 +197,8 @@ class FileTarget(Closing):
         if isinstance(extent, Sense):
             return extent
         offset, nbytes = extent
-        if command.data_bytes < nbytes:
+        sent = command.data_bytes if command.direction == Direction.TO_TARGET else 0  # else buffers have stale bytes
+        if sent < nbytes:
             return cdb.DATA_PHASE_ERROR
         sense = self._move(self._pwrite, command, unit, data, offset, nbytes)
         if sense is None and raw[1] & 0x08:  # FUA

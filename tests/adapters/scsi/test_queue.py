@@ -28,6 +28,7 @@ from realalloc.adapters.scsi import (
     TargetFailure,
 )
 from realalloc.adapters.scsi.cdb import Command
+from realalloc.adapters.scsi.tags import TagSet
 
 BLOCKS = 64
 CONTENT = bytes(k * 31 % 253 for k in range(BLOCKS * 512))
@@ -47,7 +48,7 @@ class Slow:
         self.holds: dict[int, threading.Event] = {}
         self.seen: list[int] = []
         self.listens = False
-        self.problem: Exception | None = None
+        self.problem: BaseException | None = None
         self.fill = 0
 
     def execute(self, command: Command, data: Sequence[memoryview]) -> None:
@@ -349,6 +350,21 @@ def test_a_target_that_raises_fails_one_command(arena: ra.Arena, slow: Slow) -> 
             assert request.wait() == Status.GOOD
 
 
+@pytest.mark.parametrize("problem", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
+def test_a_target_that_wants_to_end_everything_ends_one_command(
+    arena: ra.Arena, slow: Slow, problem: BaseException
+) -> None:
+    slow.let_all_go()
+    with CommandQueue(arena, slow, depth=1, nr_buffers=1, workers=1) as queue:
+        slow.problem = problem
+        with ready(queue, receive_bytes=100) as request, pytest.raises(TargetFailure) as info:
+            request.wait(30)
+        assert info.value.__cause__ is problem
+        slow.problem = None
+        with ready(queue, wait_seconds=30) as request:
+            assert request.wait(30) == Status.GOOD
+
+
 def test_a_status_that_has_no_name_is_a_number(arena: ra.Arena) -> None:
     class Busy:
         def execute(self, command: Command, data: Sequence[memoryview]) -> None:
@@ -356,6 +372,88 @@ def test_a_status_that_has_no_name_is_a_number(arena: ra.Arena) -> None:
 
     with CommandQueue(arena, Busy()) as queue, ready(queue) as request:
         assert request.wait() == 0x08
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupt_at_the_lock_of_submit_loses_no_tag(arena: ra.Arena, slow: Slow, before: bool) -> None:
+    """Ctrl-C comes while the submitter, who has a tag and buffers, waits for the lock, or lets it go."""
+
+    class Interrupts:
+        def __enter__(self) -> None:
+            queue._lock = lock
+            if before:
+                raise KeyboardInterrupt
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            raise KeyboardInterrupt
+
+    slow.let_all_go()
+    with CommandQueue(arena, slow, depth=1, nr_buffers=1, buffer_bytes=512) as queue:
+        lock = queue._lock
+        queue._lock = Interrupts()  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            ready(queue, receive_bytes=512)
+        with ready(queue, receive_bytes=512, wait_seconds=30) as request:
+            assert request.wait() == Status.GOOD
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_queue_whose_threads_cannot_start_keeps_nothing(
+    arena: ra.Arena, slow: Slow, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == after:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    before = arena.stats().live_objects
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        CommandQueue(arena, slow, depth=2, nr_buffers=2, workers=3)
+    assert not any(thread.is_alive() for thread in started)
+    assert arena.stats().live_objects == before
+
+
+def test_an_endless_wait_is_one(arena: ra.Arena, slow: Slow) -> None:
+    forever = float("inf")
+    queue = CommandQueue(arena, slow, depth=1, timeout_seconds=forever)
+    request = ready(queue, wait_seconds=forever, timeout_seconds=forever)
+    waiters = [Worker(lambda: request.wait(forever)), Worker(lambda: queue.reap(forever))]
+    time.sleep(0.02)
+    slow.let_all_go()
+    assert [waiter.result() for waiter in waiters] == [Status.GOOD, request]
+    queue.close(forever)
+
+
+def test_empty_data_of_any_shape_is_none(arena: ra.Arena, disk: FileTarget) -> None:
+    with CommandQueue(arena, disk) as queue, queue.submit(scsi.write_10(0, 0), data=np.empty((0, 4))) as request:
+        assert (request.wait(), request.transferred_bytes) == (Status.GOOD, 0)
+
+
+def test_no_stale_bytes_of_a_buffer_are_written(arena: ra.Arena, disk: FileTarget, tmp_path: Path) -> None:
+    """A WRITE that has room to receive, and nothing to send, has no data to write."""
+    with CommandQueue(arena, disk, depth=1, nr_buffers=1, buffer_bytes=512) as queue:
+        with queue.submit(scsi.write_10(0, 1), receive_bytes=512) as request:
+            assert request.wait() == Status.CHECK_CONDITION
+        assert (request.sense[2], request.sense[12]) == (0x0B, 0x4B)
+    assert (tmp_path / "disk").read_bytes() == CONTENT
+
+
+def test_data_are_no_longer_than_a_residual_can_say(arena: ra.Arena) -> None:
+    """Byte counts of a command are 32-bit words, the residual with a sign."""
+
+    class Vast:
+        def mempool(self, nr: int, *, size: int) -> Any:
+            return arena.mempool(nr, size=min(size, 4096))
+
+    tags = TagSet(Vast(), 1, 4, 1 << 30)  # type: ignore[arg-type]
+    assert tags.most_bytes == (1 << 31) - 1
+    tags.close()
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------

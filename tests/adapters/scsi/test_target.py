@@ -47,6 +47,7 @@ class Answer:
         self.command.cdb_bytes = len(raw)
         self.command.lun[:] = list(lun if isinstance(lun, bytes) else cdb.encode_lun(lun))
         self.command.data_bytes = len(self.memory)
+        self.command.direction = cdb.Direction.TO_TARGET if data else cdb.Direction.FROM_TARGET
         target.execute(self.command, [view[begin : begin + piece] for begin in range(0, len(view), piece)])
 
     @property
@@ -303,4 +304,12 @@ def test_what_cannot_be_opened(tmp_path: Path, path: Path) -> None:
     ):
         with pytest.raises(error):
             FileTarget(files)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_has_no_length_is_refused_and_no_descriptor_is_lost(tmp_path: Path, path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="fifo' is neither a regular file nor a block device"):
+        FileTarget({0: path, 1: tmp_path / "fifo"})
     assert len(os.listdir("/proc/self/fd")) == before
