@@ -100,13 +100,13 @@ class DirectFile:
         return transfer(self._fd, views, offset)
 
     def _all(self, transfer: Transfer, views: Sequence[memoryview], offset: int) -> int:
-        """Transfer until all is done or nothing more comes; a short answer is continued from the last whole block.
+        """Transfer until all is done or nothing more comes; a short answer is continued.
 
-        From there and not from its end, because O_DIRECT takes no other offset; these bytes are transferred twice.
+        With O_DIRECT from the last whole block and not from its end, as no other offset is taken: these bytes go twice.
         """
         total, done = sum(map(len, views)), 0
         while done < total:
-            begin = done - done % BLOCK_BYTES
+            begin = done - done % BLOCK_BYTES if self.direct else done
             reached = begin + self._once(transfer, rest_of(views, begin), offset + begin)
             if reached <= done:
                 break

@@ -93,6 +93,38 @@ def test_refused_at_once_goes_through_the_page_cache_and_says_so(
     file.close()
 
 
+@pytest.mark.parametrize("short", [1000, 4095, 4097])
+def test_through_the_page_cache_an_answer_may_be_of_any_length(
+    views: Any, path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    refuse_direct(monkeypatch)
+    for name in ("preadv", "pwritev"):
+        shorten(monkeypatch, name, short)
+    with pytest.warns(DirectIOWarning):
+        file = DirectFile(path, FLAGS)
+    assert file.read(views, 0) == len(DATA)
+    assert b"".join(views) == DATA
+    for view in views:
+        view[:] = bytes(view)[::-1]
+    file.write(views, 0)
+    assert path.read_bytes() == b"".join(views)
+    file.close()
+
+
+def test_the_error_behind_a_short_write_is_raised(views: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a limit of the file's size: some bytes go, and the next call says why no more."""
+    refuse_direct(monkeypatch)
+    shorten(monkeypatch, "pwritev", 4196)
+    fail_at(monkeypatch, "pwritev", 4196, errno.EFBIG)
+    with pytest.warns(DirectIOWarning):
+        file = DirectFile(path, FLAGS)
+    with pytest.raises(OSError) as info:
+        file.write(views, 0)
+    assert info.value.errno == errno.EFBIG
+    file.close()
+    del info
+
+
 def test_refused_at_the_first_transfer_is_one_warning(views: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
 
