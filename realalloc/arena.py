@@ -42,7 +42,8 @@ from realalloc.mm.buddy import reach_all, set_limit, validate_buddy
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
-from realalloc.mm.mempool import after_fork, validate_pools, wake_pools
+from realalloc.mm.mempool import validate_pools
+from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child

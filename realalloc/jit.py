@@ -36,8 +36,8 @@ from realalloc.mm.kmalloc import vmalloc as _vmalloc
 from realalloc.mm.layout import EINVAL, PAGE_SHIFT, WORD_BYTES
 from realalloc.mm.mempool import pool_alloc as _pool_alloc
 from realalloc.mm.mempool import pool_alloc_reserved as _pool_alloc_reserved
-from realalloc.mm.mempool import pool_alloc_wait as _pool_alloc_wait
 from realalloc.mm.mempool import pool_free as _pool_free
+from realalloc.mm.mempool_wait import pool_alloc_wait as _pool_alloc_wait
 from realalloc.mm.objects import cache_alloc as _kmem_cache_alloc
 from realalloc.mm.objects import cache_free as _kmem_cache_free
 from realalloc.mm.objects import free_fast as _free_fast

@@ -23,15 +23,8 @@ from realalloc.gfp import GFP_DMA, GFP_KERNEL
 from realalloc.lease import abandon_handle, free_handles, live_exporter, make_context, release_handle, shut, tag_of
 from realalloc.lease.blocks import VERB_POOL, VERB_POOL_CLAIM, VERB_POOL_RESERVE
 from realalloc.mm import layout
-from realalloc.mm.mempool import (
-    pool_create,
-    pool_destroy,
-    pool_fill,
-    pool_refill,
-    pool_resize,
-    pool_serve,
-    validate_pool,
-)
+from realalloc.mm.mempool import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
+from realalloc.mm.mempool_wait import pool_serve
 from realalloc.objectpool import ObjectPool
 from realalloc.sizes import as_gfp, as_int
 from realalloc.views import PoolStats

@@ -26,17 +26,8 @@ from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
-from realalloc.mm.mempool import (
-    pool_admit,
-    pool_create,
-    pool_destroy,
-    pool_injects,
-    pool_object,
-    pool_put,
-    pool_resize,
-    pool_take,
-    validate_pool,
-)
+from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize, validate_pool
+from realalloc.mm.mempool_face import pool_admit, pool_injects, pool_object, pool_put, pool_take
 from realalloc.sizes import as_int
 from realalloc.views import PoolStats
 from realalloc.waiting import WaitingPool

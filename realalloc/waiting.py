@@ -23,7 +23,7 @@ from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, gfp_names
 from realalloc.memory import futex_wait
 from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
-from realalloc.mm.mempool import pool_wait_begin, pool_wait_end
+from realalloc.mm.mempool_wait import pool_wait_begin, pool_wait_end
 from realalloc.mm.waiters import NODE_MASK
 from realalloc.sizes import as_gfp, as_int, as_timeout
 from realalloc.wakers import Waker

@@ -13,7 +13,8 @@ from realalloc.mm.jit import JIT, Words, entry, kernel
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
 from realalloc.mm.kmem_cache import construct_put
 from realalloc.mm.layout import ENOMEM, H_BAD_FREES, H_CLOSED, H_LEASES, H_LINGERING, H_OWNER, OK, PAGE_SHIFT
-from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_claim, pool_free
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
+from realalloc.mm.mempool_wait import pool_claim
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
 

@@ -27,7 +27,7 @@ from realalloc.lease.capi import address_of_symbol, immortal, load_at, store_at,
 from realalloc.mm.atomic import atomic_store, compare_and_swap
 from realalloc.mm.jit import Words, entry, kernel, native
 from realalloc.mm.layout import H_TOTAL_WORDS, WORD_BYTES
-from realalloc.mm.mempool import after_fork
+from realalloc.mm.mempool_wait import after_fork
 from realalloc.mm.prim import sched_yield, set_thread_key
 from realalloc.mm.threads import forget_other_threads, freeze, thaw, thaw_in_child, thread_ends
 

@@ -4,9 +4,10 @@
 2. ``alloc`` takes from the reserve first and asks the backing allocator when it is empty (or the other way round, the
    kernel's order, with ORDER_ALLOC_FIRST). ``free`` refills the reserve first. With ORDER_RESERVE_ONLY there are never more
    than capacity elements: the backing allocator is asked for what is missing, and nothing else.
-3. Who must wait queues (:mod:`realalloc.mm.waiters`). While somebody does, the reserve is the queue's, and so is what the
+3. Who must wait queues (:mod:`realalloc.mm.mempool_wait`). While somebody does, the reserve is the queue's, and so is what the
    backing allocator gives to somebody who may wait: nobody overtakes. Who may not wait can still have a fresh element.
-4. With BACKING_OBJECT elements are numbers of the face's objects: it makes and frees them, everything else is the same.
+4. With BACKING_OBJECT elements are numbers of the face's objects: it makes and frees them, everything else is the same
+   (:mod:`realalloc.mm.mempool_face`).
 
 Guarantee: curr_nr + out + missing >= capacity, where out = gets - puts and missing is what a failed top-up still owes: an
 element is only given to the backing allocator while the reserve is full. So whoever waits gets one when users return theirs.
@@ -16,16 +17,14 @@ Invariant: 0 <= curr_nr <= capacity = max(1, min_nr), and every reserved element
 
 from __future__ import annotations
 
-from realalloc.mm.atomic import address_of, atomic_load, lock, unlock
+from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import kfree_locked, kmalloc_retry_locked
 from realalloc.mm.layout import (
     BAD_POOL,
     BAD_POOL_ELEMENT,
     BAD_POOL_POISON,
-    EAGAIN,
     EBUSY,
-    EINVAL,
     ENOMEM,
     GFP_WAIT_BIT,
     GFP_ZERO_BIT,
@@ -33,9 +32,6 @@ from realalloc.mm.layout import (
     H_POOLS,
     N_NEED,
     N_NEXT,
-    N_STATE,
-    NODE_GRANTED,
-    NODE_WAITING,
     OK,
     ORDER_ALLOC_FIRST,
     ORDER_RESERVE_ONLY,
@@ -51,7 +47,6 @@ from realalloc.mm.layout import (
     P_FAILS,
     P_GETS_ALLOC,
     P_GETS_RESERVE,
-    P_GETS_WAIT,
     P_GRANTED,
     P_HEAD,
     P_LOW,
@@ -73,13 +68,11 @@ from realalloc.mm.layout import (
     POOL_LIVE,
     POOL_WORDS,
     SURPLUS,
-    TAKE_CLAIM,
-    TAKE_RESERVED,
     WIPE_POISON_ON_FREE,
     WORD_BYTES,
 )
 from realalloc.mm.pages import zero_range
-from realalloc.mm.prim import futex_sleep, monotonic_ns
+from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.reserve import (
     adopt_element,
@@ -89,9 +82,7 @@ from realalloc.mm.reserve import (
     elements_at,
     fill_words,
     is_element,
-    is_injected,
     is_poisoned,
-    owes,
     pop_element,
     prefault,
     push_element,
@@ -101,23 +92,15 @@ from realalloc.mm.reserve import (
 )
 from realalloc.mm.waiters import (
     account_locked,
-    enqueue_locked,
-    forget_waiters,
     free_chunks_locked,
     grant_locked,
     init_nodes_locked,
-    leave_locked,
-    node_of,
     pool_out,
-    request_of,
     spare_elements,
-    spend_grant_locked,
     validate_queue_locked,
-    waits_from_now_locked,
     wake_all_locked,
 )
 
-SLICE_NS = 5_000_000_000  # kernel: io_schedule_timeout(5 * HZ)
 REFILL_BATCH = 8  # elements that one free tops the reserve up by, at most
 
 
@@ -182,21 +165,6 @@ def pool_fill(words: Words, p: int) -> int:
     return status
 
 
-@kernel
-def _serve_locked(words: Words, p: int) -> int:
-    """Serve the queue from the reserve and the backing allocator; return what stopped it, OK if nobody waits any more."""
-    status = OK
-    grant_locked(words, p)
-    while words[p + P_HEAD] != 0 and status == OK:
-        need = words[words[p + P_HEAD] + N_NEED]
-        status = supply_locked(words, p, words[p + P_GRANTED] + need, need)
-        before = words[p + P_WAITERS]
-        grant_locked(words, p)
-        if words[p + P_WAITERS] == before and status == OK:
-            return ENOMEM  # the reserve is full of what others were granted
-    return status
-
-
 @entry
 def pool_refill(words: Words, p: int, target: int) -> int:
     """Top the reserve up, beyond what it is owed; OK, or why it stopped."""
@@ -208,7 +176,8 @@ def pool_refill(words: Words, p: int, target: int) -> int:
 
 
 @kernel
-def _pop_reserved(words: Words, p: int) -> int:
+def pop_reserved(words: Words, p: int) -> int:
+    """Take an element of the reserve, which has one, and count it as out."""
     account_locked(words, p)
     words[p + P_GETS_RESERVE] += 1
     return pop_element(words, p)
@@ -236,10 +205,10 @@ def _take_locked(words: Words, p: int, gfp: int) -> int:
         return ENOMEM  # it will queue
     mine = spare_elements(words, p) if words[p + P_WAITERS] == 0 else 0
     if words[p + P_ORDER] != ORDER_ALLOC_FIRST and mine > 0:
-        return _pop_reserved(words, p) << 1 | 1
+        return pop_reserved(words, p) << 1 | 1
     offset = _fresh(words, p, gfp, 0 if mine > 0 else 1)
     if offset < 0 and mine > 0:
-        return _pop_reserved(words, p) << 1 | 1
+        return pop_reserved(words, p) << 1 | 1
     if offset < 0:
         words[p + P_FAILS] += 1
         return offset
@@ -247,7 +216,7 @@ def _take_locked(words: Words, p: int, gfp: int) -> int:
 
 
 @kernel
-def _handed(words: Words, p: int, taken: int) -> int:
+def handed(words: Words, p: int, taken: int) -> int:
     """Finish what was taken, without the lock; return the offset or the status."""
     if taken < 0:
         return taken
@@ -263,7 +232,7 @@ def pool_alloc(words: Words, p: int, gfp: int) -> int:
     gone = words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE
     taken = _take_locked(words, p, gfp) if not gone else ENOMEM
     unlock(words)
-    offset = _handed(words, p, taken)
+    offset = handed(words, p, taken)
     if offset > 0 and gfp & GFP_ZERO_BIT:
         fill_words(words, p, offset, 0)
     return offset
@@ -275,13 +244,13 @@ def pool_alloc_reserved(words: Words, p: int) -> int:
     lock(words)
     taken = ENOMEM
     if words[H_CLOSED] == 0 and words[p + P_STATE] == POOL_LIVE and words[p + P_WAITERS] == 0:
-        taken = _pop_reserved(words, p) << 1 | 1 if spare_elements(words, p) > 0 else ENOMEM
+        taken = pop_reserved(words, p) << 1 | 1 if spare_elements(words, p) > 0 else ENOMEM
     unlock(words)
-    return _handed(words, p, taken)
+    return handed(words, p, taken)
 
 
 @entry
-def _end_if_last(words: Words, p: int) -> int:
+def end_if_last(words: Words, p: int) -> int:
     """Free the descriptor of a detached pool with its last element or waiter."""
     if words[p + P_STATE] == POOL_DETACHED and pool_out(words, p) == 0 and words[p + P_NODES] == 0:
         free_chunks_locked(words, p)
@@ -316,41 +285,9 @@ def pool_free(words: Words, p: int, offset: int) -> int:
     else:
         status = backing_free_locked(words, p, offset)
         words[p + P_PUTS_FREE] += 1 if status >= OK else 0
-        _end_if_last(words, p)
+        end_if_last(words, p)
     unlock(words)
     return status
-
-
-@kernel
-def _begin_locked(words: Words, p: int, need: int, fd: int) -> int:
-    """Queue a request; return its node, or a status."""
-    if words[H_CLOSED] != 0:
-        return ENOMEM
-    if words[p + P_STATE] != POOL_LIVE or need > words[p + P_CAPACITY]:
-        return EINVAL
-    node = enqueue_locked(words, p, need, fd)
-    return node if node != 0 else ENOMEM
-
-
-@kernel
-def _begun_locked(words: Words, p: int, node: int) -> int:
-    """Serve the queue; OK if that reached a new node, else EAGAIN or EBUSY."""
-    status = _serve_locked(words, p)
-    if words[node + N_STATE] == NODE_GRANTED:
-        return OK
-    waits_from_now_locked(words, p, node)
-    return EAGAIN if status == EAGAIN else EBUSY
-
-
-@kernel
-def _claim_locked(words: Words, p: int, request: int) -> int:
-    node = node_of(words, request)
-    if node == 0 or words[p + P_STATE] != POOL_LIVE:
-        return EINVAL
-    if words[node + N_STATE] != NODE_GRANTED:
-        return EBUSY
-    words[p + P_GETS_WAIT] += spend_grant_locked(words, p, node)
-    return _pop_reserved(words, p) << 1 | 1
 
 
 @kernel
@@ -361,80 +298,6 @@ def _largest_need(words: Words, p: int) -> int:
         largest = max(largest, words[node + N_NEED])
         node = words[node + N_NEXT]
     return largest
-
-
-@entry
-def pool_wait_begin(words: Words, p: int, need: int, fd: int, out: Words) -> int:
-    """Queue a request for ``need`` elements: ``out[0]`` is its name for the verbs below, 0 if there is none.
-
-    OK: granted at once. EBUSY: it waits, for N_STATE to change or for ``fd`` to be written. EAGAIN: it waits, and the face
-    could construct a slab. ENOMEM: no memory for a node, or the arena is closed. EINVAL: the pool is going.
-    """
-    lock(words)
-    status = _begin_locked(words, p, need, fd)
-    out[0] = request_of(words, status) if status > 0 else 0
-    if status > 0:
-        status = _begun_locked(words, p, status)
-    unlock(words)
-    return status
-
-
-@entry
-def pool_claim(words: Words, p: int, request: int) -> int:
-    """Take one of the elements that a request was granted; EBUSY if it was granted none, EINVAL if it is over."""
-    lock(words)
-    taken = _claim_locked(words, p, request)
-    unlock(words)
-    return _handed(words, p, taken)
-
-
-@entry
-def pool_wait_end(words: Words, p: int, request: int) -> int:
-    """Give a request up, with what it was granted and has not taken; nothing if it is over."""
-    lock(words)
-    leave_locked(words, p, request)
-    _end_if_last(words, p)
-    unlock(words)
-    return OK
-
-
-@entry
-def pool_serve(words: Words, p: int) -> int:
-    """Ask the backing allocator once more for those who wait; return what stopped it."""
-    lock(words)
-    status = _serve_locked(words, p) if words[H_CLOSED] == 0 else ENOMEM
-    unlock(words)
-    return status
-
-
-@entry
-def pool_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
-    """Return the offset of an element, waiting for one for up to ``timeout_ns``, < 0: without limit; ENOMEM when the time is
-    over, the arena is closed or the pool is going. Sleeps in slices: the backing allocator does not say when it has memory.
-    """
-    offset = pool_alloc(words, p, GFP_WAIT_BIT)
-    if offset > 0 or timeout_ns == 0:
-        return offset
-    deadline = monotonic_ns() + timeout_ns
-    lock(words)
-    node = _begin_locked(words, p, 1, -1)
-    request = request_of(words, node) if node > 0 else 0
-    status = _begun_locked(words, p, node) if node > 0 else ENOMEM
-    unlock(words)
-    if node <= 0:
-        return ENOMEM
-    while status != OK:
-        left = SLICE_NS if timeout_ns < 0 else min(SLICE_NS, deadline - monotonic_ns())
-        if left <= 0 or words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE:
-            break
-        futex_sleep(address_of(words) + (node + N_STATE) * WORD_BYTES, NODE_WAITING, left)
-        if atomic_load(words, node + N_STATE) == NODE_WAITING:
-            pool_serve(words, p)
-        status = OK if atomic_load(words, node + N_STATE) == NODE_GRANTED else EBUSY
-    offset = pool_claim(words, p, request) if status == OK else ENOMEM
-    if offset < 0:
-        pool_wait_end(words, p, request)
-    return max(offset, ENOMEM)
 
 
 @entry
@@ -497,94 +360,8 @@ def pool_destroy(words: Words, p: int, force: int, out: Words) -> int:
         while words[before + P_NEXT] != p:
             before = words[before + P_NEXT]
         words[before + P_NEXT] = words[p + P_NEXT]
-    _end_if_last(words, p)
+    end_if_last(words, p)
     unlock(words)
-    return OK
-
-
-@entry
-def pool_take(words: Words, p: int, how: int, argument: int, out: Words) -> int:
-    """Take an element as ``how`` says, with flags or a request as ``argument``; ``out[0]`` is it, or not above 0.
-
-    For a face whose elements do not come back by themselves: what ``out`` names is never lost to a signal.
-    """
-    if how == TAKE_CLAIM:
-        out[0] = pool_claim(words, p, argument)
-    else:
-        out[0] = pool_alloc_reserved(words, p) if how == TAKE_RESERVED else pool_alloc(words, p, argument)
-    return OK
-
-
-@entry
-def pool_put(words: Words, p: int, offset: int, out: Words) -> int:
-    """:func:`pool_free`; ``out[0]``, 0 before, becomes 1 + its status."""
-    out[0] = 1 + pool_free(words, p, offset)
-    return OK
-
-
-@entry
-def pool_admit(words: Words, p: int, number: int, out: Words) -> int:
-    """Take note of an object that the face has made and hands out: ``out[0]`` is its number, 0 if the pool is gone."""
-    lock(words)
-    out[0] = 0
-    if words[p + P_STATE] == POOL_LIVE:
-        account_locked(words, p)
-        words[p + P_GETS_ALLOC] += 1
-        out[0] = number
-    unlock(words)
-    return OK
-
-
-@entry
-def pool_object(words: Words, p: int, number: int, out: Words) -> int:
-    """Put an object that the face has made into the reserve; SURPLUS where that is full, ENOMEM when the pool is gone.
-
-    ``out[0]`` becomes 1 when the reserve has it.
-    """
-    lock(words)
-    status = OK
-    out[0] = 0
-    if words[p + P_STATE] != POOL_LIVE:
-        status = ENOMEM
-    elif words[p + P_CURR_NR] < words[p + P_CAPACITY] and owes(words, p) > 0:
-        adopt_element(words, p, number)
-        words[p + P_LOW] = max(words[p + P_LOW], words[p + P_CURR_NR])
-        out[0] = 1
-        grant_locked(words, p)
-    else:
-        status = SURPLUS
-    unlock(words)
-    return status
-
-
-@entry
-def pool_injects(words: Words, p: int) -> int:
-    """Tell whether this call of the face's alloc_fn is to fail; 1 or 0."""
-    lock(words)
-    result = is_injected(words, p)
-    unlock(words)
-    return result
-
-
-@entry
-def wake_pools(words: Words) -> int:
-    """Wake whoever waits on any pool: the arena closes."""
-    lock(words)
-    p = words[H_POOLS]
-    while p != 0:
-        wake_all_locked(words, p)
-        p = words[p + P_NEXT]
-    unlock(words)
-    return OK
-
-
-@entry
-def after_fork(words: Words) -> int:
-    """Forget the sleepers of the parent: their threads do not exist in the child."""
-    p = words[H_POOLS]
-    while p != 0:
-        forget_waiters(words, p)
-        p = words[p + P_NEXT]
     return OK
 
 
