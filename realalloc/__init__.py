@@ -27,6 +27,7 @@ from realalloc.gfp import (
 if TYPE_CHECKING:
     from realalloc.arena import Arena, Pages, default_arena
     from realalloc.cache import KmemCache
+    from realalloc.callpool import CallPool
     from realalloc.mempool import MemPool
     from realalloc.objectpool import ObjectPool
     from realalloc.views import CacheStats, PoolStats, Stats
@@ -37,6 +38,7 @@ _LAZY = {
     "Arena": "realalloc.arena",
     "Pages": "realalloc.arena",
     "default_arena": "realalloc.arena",
+    "CallPool": "realalloc.callpool",
     "KmemCache": "realalloc.cache",
     "MemPool": "realalloc.mempool",
     "ObjectPool": "realalloc.objectpool",
@@ -62,6 +64,7 @@ __all__ = [
     "Arena",
     "ArenaClosed",
     "CacheStats",
+    "CallPool",
     "CorruptionError",
     "InvalidFree",
     "KmemCache",

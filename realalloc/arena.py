@@ -452,7 +452,8 @@ class Arena:
         return KmemCache(self, name, size, align=align, ctor=ctor, gfp=gfp)
 
     def mempool(self, min_nr: int, **options: Any) -> Any:
-        """Create a pool with a reserve of ``min_nr`` elements: a ``MemPool``, or an ``ObjectPool`` with ``alloc_fn=``.
+        """Create a pool with a reserve of ``min_nr`` elements: a ``MemPool``, or with ``alloc_fn=`` an ``ObjectPool``,
+        or a ``CallPool`` if that is machine code.
 
         Options: see :func:`realalloc.mempool.make_pool`.
         """

@@ -33,10 +33,13 @@ from realalloc.mm.kmalloc import kmalloc_sheaf as _kmalloc_sheaf
 from realalloc.mm.kmalloc import kmalloc_slow as _kmalloc_slow
 from realalloc.mm.kmalloc import ksize as _ksize
 from realalloc.mm.kmalloc import vmalloc as _vmalloc
-from realalloc.mm.layout import EINVAL, PAGE_SHIFT, WORD_BYTES
+from realalloc.mm.layout import BACKING_CALLS, EINVAL, P_BACKING, PAGE_SHIFT, WORD_BYTES
 from realalloc.mm.mempool import pool_alloc as _pool_alloc
 from realalloc.mm.mempool import pool_alloc_reserved as _pool_alloc_reserved
 from realalloc.mm.mempool import pool_free as _pool_free
+from realalloc.mm.mempool_calls import calls_alloc as _calls_alloc
+from realalloc.mm.mempool_calls import calls_alloc_wait as _calls_alloc_wait
+from realalloc.mm.mempool_calls import calls_free as _calls_free
 from realalloc.mm.mempool_wait import pool_alloc_wait as _pool_alloc_wait
 from realalloc.mm.objects import cache_alloc as _kmem_cache_alloc
 from realalloc.mm.objects import cache_free as _kmem_cache_free
@@ -235,7 +238,10 @@ def kmem_cache_free(words: Words, cache: int, offset: int) -> int:
 @verb
 def mempool_alloc(words: Words, pool: int) -> int:
     """Return an element of the pool whose ``pool.at`` this is, or NULL; never waits."""
-    return max(_pool_alloc(bare(words), pool, 0), 0)
+    raw = bare(words)
+    if raw[pool + P_BACKING] == BACKING_CALLS:
+        return max(_calls_alloc(raw, pool, 0), 0)
+    return max(_pool_alloc(raw, pool, 0), 0)
 
 
 @verb
@@ -245,7 +251,10 @@ def mempool_alloc_wait(words: Words, pool: int, timeout_ns: int = -1) -> int:
     For ``nogil`` code: the thread sleeps in the kernel, no signal handler of Python runs meanwhile. A pool over a cache with a
     constructor serves only objects that Python has constructed.
     """
-    return max(_pool_alloc_wait(bare(words), pool, timeout_ns), 0)
+    raw = bare(words)
+    if raw[pool + P_BACKING] == BACKING_CALLS:
+        return max(_calls_alloc_wait(raw, pool, timeout_ns), 0)
+    return max(_pool_alloc_wait(raw, pool, timeout_ns), 0)
 
 
 @verb
@@ -257,4 +266,7 @@ def mempool_alloc_preallocated(words: Words, pool: int) -> int:
 @verb
 def mempool_free(words: Words, pool: int, offset: int) -> int:
     """Return an element to its pool, and wake who waits for it."""
-    return _pool_free(bare(words), pool, offset)
+    raw = bare(words)
+    if raw[pool + P_BACKING] == BACKING_CALLS:
+        return _calls_free(raw, pool, offset)
+    return _pool_free(raw, pool, offset)

@@ -1,7 +1,8 @@
 """Mempools for Python: a reserve of elements that is there before it is needed.
 
 ``MemPool`` stands on kmalloc, a cache or pages; its state is words in the arena and ``alloc`` without arguments is machine
-code. ``ObjectPool`` is the same contract over a user's own ``alloc_fn`` and ``free_fn``, for any Python object.
+code. ``ObjectPool`` is the same contract over a user's own ``alloc_fn`` and ``free_fn``, for any Python object, and
+``CallPool`` over such functions in machine code.
 Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's, and with
 ``"reserve-only"`` there are never more than ``min_nr`` elements. How one waits is in
 :mod:`realalloc.waiting`, what typed and tracked elements are in :mod:`realalloc.elements`.
@@ -17,6 +18,7 @@ import numpy as np
 
 from realalloc import views
 from realalloc.cache import CONSTRUCT_TRIES
+from realalloc.callpool import CallPool, is_machine_code
 from realalloc.elements import Holder, Struct, Tracker
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_DMA, GFP_KERNEL
@@ -63,13 +65,13 @@ def make_pool(
     low: int = 0,
     high: int | None = None,
     track: bool = False,
-) -> MemPool | ObjectPool:
+) -> MemPool | ObjectPool | CallPool:
     """Make a pool of ``min_nr`` reserved elements, all of them allocated (and prefaulted) now.
 
     Exactly one backing: ``size=bytes`` (kmalloc), ``cache=``, ``order=n`` with an integer (blocks of ``4096 << n`` bytes,
     also ``pages=n``), ``struct=`` (a ctypes Structure or NumPy dtype, whose instances are handed out, each initialised once by
-    ``ctor``), or ``alloc_fn=`` with ``free_fn=``. ``order="alloc-first"`` asks the backing before the reserve,
-    ``"reserve-only"`` waits instead of asking it: there are never more than ``min_nr`` elements.
+    ``ctor``), or ``alloc_fn=`` with ``free_fn=``, both Python functions or both of ``numba.cfunc``. ``order="alloc-first"``
+    asks the backing before the reserve, ``"reserve-only"`` waits instead of asking it: there are never more than ``min_nr``.
     ``gfp=GFP_DMA`` or ``locked=True`` takes elements from the locked zone. ``zero`` and ``poison`` ("never", "on_alloc",
     "on_free") overwrite elements; free elements' poison is checked. A free that leaves fewer than ``low`` elements in the
     reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``.
@@ -93,6 +95,10 @@ def make_pool(
         if locked or gfp or (zero, poison) != ("never", "never"):
             raise ValueError("locked, gfp, zero and poison are for memory, not for the objects of an alloc_fn")
         asked = ORDERS[order]
+        if is_machine_code(alloc_fn) or is_machine_code(free_fn):
+            if track:
+                raise ValueError("track is not for pools of machine code")
+            return CallPool(arena, count, alloc_fn, free_fn, pool_data, order=asked, watermarks=marks)
         return ObjectPool(arena, count, alloc_fn, free_fn, pool_data, order=asked, watermarks=marks, track=track)
     if free_fn is not None:
         raise ValueError("free_fn needs alloc_fn")

@@ -16,22 +16,18 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from realalloc import views
 from realalloc.elements import Holder, caller, summary
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
-from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize, validate_pool
+from realalloc.mm.mempool import validate_pool
 from realalloc.mm.mempool_face import pool_admit, pool_injects, pool_object, pool_put, pool_take
-from realalloc.sizes import as_int
-from realalloc.views import PoolStats
-from realalloc.waiting import WaitingPool
-from realalloc.wakers import Waker
+from realalloc.numberpool import NumberPool
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
@@ -52,10 +48,8 @@ class Seat:
         _, self.at = unbroken(pool_take, self.array)  # as machine code takes it
 
 
-class ObjectPool(WaitingPool[Any]):
+class ObjectPool(NumberPool[Any]):
     """A pool of objects made by ``alloc_fn``; make it with :meth:`realalloc.Arena.mempool`."""
-
-    _serves_first: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,43 +64,21 @@ class ObjectPool(WaitingPool[Any]):
         track: bool = False,
     ) -> None:
         """Fill the reserve; OutOfMemory, with everything given back, if ``alloc_fn`` fails."""
-        self._arena = arena
         self._alloc_fn = alloc_fn
         self._free_fn = free_fn
         self._data = pool_data
-        self._order = order
-        self._low, self._high = watermarks
         self._track = track
         self._numbers = itertools.count(1)
         self._objects: dict[int, Any] = {}
         self._known: dict[int, int] = {}  # numbers by id of the object
         self._seats: list[Seat] = []
         self._out: dict[int, tuple[int, Any, tuple[str, float, str] | None]] = {}  # by id of the object
-        self._wakers: dict[Any, Waker] = {}
-        words = arena.words
-        if min_nr * layout.WORD_BYTES > arena.size:
-            raise arena._out_of_memory(f"a reserve of {min_nr} elements", GFP_KERNEL)
-        p = int(pool_create(words, min_nr, layout.BACKING_OBJECT, 0, layout.WORD_BYTES, order, 0))
-        if p < 0:
-            raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
+        words = self._create(arena, min_nr, layout.BACKING_OBJECT, 0, order, watermarks)
         self._take_number, self._raw = unbroken(pool_take, words)
         self._put_number, _ = unbroken(pool_put, words)
         self._admit_number, _ = unbroken(pool_admit, words)
         self._offer_number, _ = unbroken(pool_object, words)
-        self._at: int | None = p
-        self._descriptor = p  # outlives a destruction by force until the last element is back
-        self.alloc = self._alloc
-        try:
-            filled = self._fill(self._capacity(words), GFP_KERNEL)
-        except BaseException:
-            self.destroy()
-            raise
-        if not filled:
-            self.destroy()
-            raise OutOfMemory(f"mempool({min_nr}): alloc_fn failed while the reserve was filled")
-
-    def _capacity(self, words: Any) -> int:
-        return int(words[self.at + layout.P_CAPACITY])
+        self._first_fill()
 
     # -- elements by their numbers ----------------------------------------------------------------------------------------
 
@@ -117,11 +89,6 @@ class ObjectPool(WaitingPool[Any]):
             return self._alloc_fn(self._data, gfp)
         except Exception:  # noqa: BLE001  # a failed alloc_fn falls back to the reserve, whatever it raised
             return None
-
-    def _owed(self, words: Any) -> int:
-        """Return how many elements the reserve may be given."""
-        room = self._capacity(words) - int(words[self.at + layout.P_CURR_NR])
-        return min(room, int(words[self.at + layout.P_MISSING])) if self._order == layout.ORDER_RESERVE_ONLY else room
 
     def _fill(self, target: int, gfp: int) -> bool:
         """Bring the reserve up to ``target``; False if ``alloc_fn`` failed."""
@@ -331,20 +298,6 @@ class ObjectPool(WaitingPool[Any]):
             raise InvalidFree("free_bulk: not an element of this pool that is out")
         self._each(self.free, given)
 
-    @staticmethod
-    def _each(function: Callable[[Any], object], elements: Iterable[Any]) -> None:
-        """Call for all, whatever some raise; then raise that."""
-        errors = []
-        for element in elements:
-            try:
-                function(element)
-            except Exception as error:  # noqa: BLE001  # reported below
-                errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup("free_fn failed", errors)
-
     def holders(self) -> list[Holder]:
         """Return who has elements, the longest-held first; ValueError without ``track=True``."""
         if not self._track:
@@ -354,42 +307,8 @@ class ObjectPool(WaitingPool[Any]):
         found = [Holder(where, now - since, thread) for where, since, thread in notes]
         return sorted(found, key=lambda holder: -holder.seconds)
 
-    def _drop(self, surplus: Any) -> None:
-        numbers = [int(number) for number in surplus[1 : 1 + int(surplus[0])]]
+    def _drop(self, numbers: list[int]) -> None:
         self._each(self._free_fn, [self._forget(number) for number in numbers])
-
-    def resize(self, min_nr: int) -> None:
-        """Change ``min_nr``; surplus elements go to ``free_fn``, missing ones are made now or returned later.
-
-        BufferError while waiters want, or were just granted, more elements than that.
-        """
-        count = as_int(min_nr, "min_nr")
-        words = self._words()
-        if count * layout.WORD_BYTES > self._arena.size:
-            raise self._arena._out_of_memory(f"a reserve of {count} elements", GFP_KERNEL)
-        surplus = np.zeros(self._capacity(words) + 1, np.int64)
-        status = pool_resize(words, self.at, count, surplus)
-        if status == layout.EBUSY:
-            raise BufferError(f"{self!r}: somebody waits for more than {count} elements at once")
-        if status != layout.OK:
-            raise self._arena._out_of_memory(f"resize of a pool to {count} elements", GFP_KERNEL)
-        self._drop(surplus)
-        missing = int(words[self.at + layout.P_MISSING])
-        self._fill(int(words[self.at + layout.P_CURR_NR]) + missing, GFP_KERNEL & ~GFP_DIRECT_RECLAIM)
-
-    def refill(self, target: int | None = None) -> int:
-        """Bring the reserve up to ``target`` elements (``min_nr``), even while elements are out; return ``curr_nr``."""
-        limit = max(1, self.min_nr)
-        self._fill(limit if target is None else as_int(target, "target", 0, limit), GFP_KERNEL)
-        return self.curr_nr
-
-    def fail_alloc(self, probability: float = 1.0, *, interval: int = 1, times: int = -1, seed: int = 0) -> None:
-        """Make ``alloc_fn`` fail, without calling it; see :meth:`realalloc.mempool.MemPool.fail_alloc`."""
-        views.set_failing(self._words(), self.at, probability, interval, times, seed)
-
-    def stats(self) -> PoolStats:
-        """Return where elements came from and went to, and how long requests waited."""
-        return views.pool_stats(self._words(), self.at)
 
     def validate(self) -> None:
         """Check the invariants of pool, queue and this file; CorruptionError names what is broken."""
@@ -398,28 +317,3 @@ class ObjectPool(WaitingPool[Any]):
             raise CorruptionError(describe_broken(status))
         if len(self._objects) < len(self._out):
             raise CorruptionError("mempool: an object that is out is not an element")
-
-    def destroy(self, force: bool = False) -> None:
-        """Give the reserve to ``free_fn``; BufferError, with nothing changed, while elements are out or somebody waits.
-
-        With ``force`` waiters get a ValueError, and elements that are out go to ``free_fn`` when they are freed.
-        """
-        words = self._words()
-        p = self.at
-        surplus = np.zeros(self._capacity(words) + 1, np.int64)
-        if force:
-            self._at = None
-        if pool_destroy(words, p, int(force), surplus) != layout.OK:
-            stats = self.stats()
-            raise BufferError(f"the pool still has {stats.outstanding} elements out and {stats.waiters} waiters")
-        self._at = None
-        self._drop(surplus)
-
-    def __repr__(self) -> str:
-        """Show use and limit."""
-        if self._at is None or self._arena.closed:
-            return "<ObjectPool gone>"
-        stats = self.stats()
-        return (
-            f"<ObjectPool {stats.curr_nr}/{stats.min_nr} in reserve, {stats.outstanding} out, {stats.waiters} waiting>"
-        )

@@ -319,6 +319,8 @@ P_FAIL_TIMES: Final = 40  # injections left, < 0 without limit
 P_FAIL_STATE: Final = 41  # of the generator
 P_FAIL_CALLS: Final = 42
 P_FAILED: Final = 43  # injections so far
+P_ALLOC_FN: Final = 44  # addresses of the machine code of BACKING_CALLS
+P_FREE_FN: Final = 45
 P_WAIT_COUNTS: Final = 48  # histogram of waits, WAIT_BUCKETS counts
 WAIT_BUCKETS: Final = 96  # four to an octave, from 2**WAIT_SHIFT ns on
 WAIT_SHIFT: Final = 8
@@ -362,6 +364,7 @@ BACKING_KMALLOC: Final = 0
 BACKING_CACHE: Final = 1
 BACKING_PAGES: Final = 2
 BACKING_OBJECT: Final = 3  # elements are numbers of Python objects: the face asks its own alloc_fn
+BACKING_CALLS: Final = 4  # elements are numbers that a user's machine code makes
 
 # gfp bits that kernels look at; the full set is in realalloc.gfp
 GFP_DMA_BIT: Final = 0x01

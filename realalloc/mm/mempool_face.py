@@ -7,9 +7,10 @@ machine code and the face's next bytecode loses nothing.
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.jit import Words, entry
+from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     ENOMEM,
+    H_CLOSED,
     OK,
     P_CAPACITY,
     P_CURR_NR,
@@ -60,24 +61,25 @@ def pool_admit(words: Words, p: int, number: int, out: Words) -> int:
     return OK
 
 
+@kernel
+def offer_locked(words: Words, p: int, element: int) -> int:
+    """Put a fresh element into the reserve; SURPLUS where that is full, ENOMEM when the pool is gone."""
+    if words[p + P_STATE] != POOL_LIVE or words[H_CLOSED] != 0:
+        return ENOMEM
+    if words[p + P_CURR_NR] >= words[p + P_CAPACITY] or owes(words, p) <= 0:
+        return SURPLUS
+    adopt_element(words, p, element)
+    words[p + P_LOW] = max(words[p + P_LOW], words[p + P_CURR_NR])
+    grant_locked(words, p)
+    return OK
+
+
 @entry
 def pool_object(words: Words, p: int, number: int, out: Words) -> int:
-    """Put an object that the face has made into the reserve; SURPLUS where that is full, ENOMEM when the pool is gone.
-
-    ``out[0]`` becomes 1 when the reserve has it.
-    """
+    """Put an object that the face has made into the reserve, as :func:`offer_locked`; ``out[0]`` is 1 if that has it."""
     lock(words)
-    status = OK
-    out[0] = 0
-    if words[p + P_STATE] != POOL_LIVE:
-        status = ENOMEM
-    elif words[p + P_CURR_NR] < words[p + P_CAPACITY] and owes(words, p) > 0:
-        adopt_element(words, p, number)
-        words[p + P_LOW] = max(words[p + P_LOW], words[p + P_CURR_NR])
-        out[0] = 1
-        grant_locked(words, p)
-    else:
-        status = SURPLUS
+    status = offer_locked(words, p, number)
+    out[0] = 1 if status == OK else 0
     unlock(words)
     return status
 

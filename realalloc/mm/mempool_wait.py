@@ -67,7 +67,7 @@ def _serve_locked(words: Words, p: int) -> int:
 
 
 @kernel
-def _begin_locked(words: Words, p: int, need: int, fd: int) -> int:
+def begin_locked(words: Words, p: int, need: int, fd: int) -> int:
     """Queue a request; return its node, or a status."""
     if words[H_CLOSED] != 0:
         return ENOMEM
@@ -78,7 +78,7 @@ def _begin_locked(words: Words, p: int, need: int, fd: int) -> int:
 
 
 @kernel
-def _begun_locked(words: Words, p: int, node: int) -> int:
+def begun_locked(words: Words, p: int, node: int) -> int:
     """Serve the queue; OK if that reached a new node, else EAGAIN or EBUSY."""
     status = _serve_locked(words, p)
     if words[node + N_STATE] == NODE_GRANTED:
@@ -106,10 +106,10 @@ def pool_wait_begin(words: Words, p: int, need: int, fd: int, out: Words) -> int
     could construct a slab. ENOMEM: no memory for a node, or the arena is closed. EINVAL: the pool is going.
     """
     lock(words)
-    status = _begin_locked(words, p, need, fd)
+    status = begin_locked(words, p, need, fd)
     out[0] = request_of(words, status) if status > 0 else 0
     if status > 0:
-        status = _begun_locked(words, p, status)
+        status = begun_locked(words, p, status)
     unlock(words)
     return status
 
@@ -142,6 +142,16 @@ def pool_serve(words: Words, p: int) -> int:
     return status
 
 
+@kernel
+def sleep_slice(words: Words, p: int, node: int, timeout_ns: int, deadline: int) -> int:
+    """Sleep until a request is granted, or for a slice; 0 at once if its time is over (never: timeout < 0) or all is going."""
+    left = SLICE_NS if timeout_ns < 0 else min(SLICE_NS, deadline - monotonic_ns())
+    if left <= 0 or words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE:
+        return 0
+    futex_sleep(address_of(words) + (node + N_STATE) * WORD_BYTES, NODE_WAITING, left)
+    return 1
+
+
 @entry
 def pool_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
     """Return the offset of an element, waiting for one for up to ``timeout_ns``, < 0: without limit; ENOMEM when the time is
@@ -152,17 +162,13 @@ def pool_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
         return offset
     deadline = monotonic_ns() + timeout_ns
     lock(words)
-    node = _begin_locked(words, p, 1, -1)
+    node = begin_locked(words, p, 1, -1)
     request = request_of(words, node) if node > 0 else 0
-    status = _begun_locked(words, p, node) if node > 0 else ENOMEM
+    status = begun_locked(words, p, node) if node > 0 else ENOMEM
     unlock(words)
     if node <= 0:
         return ENOMEM
-    while status != OK:
-        left = SLICE_NS if timeout_ns < 0 else min(SLICE_NS, deadline - monotonic_ns())
-        if left <= 0 or words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE:
-            break
-        futex_sleep(address_of(words) + (node + N_STATE) * WORD_BYTES, NODE_WAITING, left)
+    while status != OK and sleep_slice(words, p, node, timeout_ns, deadline) == 1:
         if atomic_load(words, node + N_STATE) == NODE_WAITING:
             pool_serve(words, p)
         status = OK if atomic_load(words, node + N_STATE) == NODE_GRANTED else EBUSY

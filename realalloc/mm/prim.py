@@ -1,4 +1,4 @@
-"""The few system calls that jitted code makes, each with a plain Python twin.
+"""The few calls that jitted code makes, of the system and of a user's machine code, each with a plain Python twin.
 
 pre: addresses and lengths are page multiples inside the arena's range. Each returns 0 or a negative errno.
 """
@@ -151,6 +151,15 @@ def _emit_monotonic(_context: Any, builder: Any, _signature: Any, _args: Any) ->
     return builder.add(builder.mul(seconds, _constant(NS)), rest)
 
 
+def _emit_call(result: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        link = ir.FunctionType(result, [_I64] * (len(args) - 1))
+        value = builder.call(builder.inttoptr(args[0], link.as_pointer()), args[1:])
+        return value if result == _I64 else _constant(0)
+
+    return emit
+
+
 def _futex(address: int, operation: int, value: int, timeout_ns: int = -1) -> int:
     limit = ctypes.byref((ctypes.c_long * 2)(*divmod(int(timeout_ns), NS))) if timeout_ns >= 0 else ctypes.c_void_p(0)
     word = ctypes.c_uint(int(value) & 0xFFFFFFFF)
@@ -233,6 +242,21 @@ def futex_sleep(address: int, expected: int, timeout_ns: int) -> int:
     may also end for no reason.
     """
     return _futex(address, FUTEX_WAIT_PRIVATE, expected, timeout_ns)
+
+
+@native(_emit_call(_I64))
+def call_alloc_fn(address: int, start: int, data: int, gfp: int) -> int:
+    """Call ``int64 alloc_fn(int64 *words, int64 data, int64 gfp)`` at an address."""
+    link = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    called: int = link(int(address))(int(start), int(data), int(gfp))
+    return called
+
+
+@native(_emit_call(ir.VoidType()))
+def call_free_fn(address: int, start: int, element: int) -> int:
+    """Call ``void free_fn(int64 *words, int64 element)`` at an address."""
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(int(address))(int(start), int(element))
+    return 0
 
 
 @native(_emit_monotonic)

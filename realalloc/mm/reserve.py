@@ -75,7 +75,7 @@ def is_injected(words: Words, p: int) -> int:
 @entry
 def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
     """Ask the backing allocator; an offset, ENOMEM or EAGAIN (constructor needed)."""
-    if words[p + P_BACKING] == BACKING_OBJECT or is_injected(words, p) == 1:
+    if words[p + P_BACKING] >= BACKING_OBJECT or is_injected(words, p) == 1:
         return ENOMEM
     if words[p + P_BACKING] == BACKING_CACHE:
         return cache_alloc_locked(words, words[p + P_ARG])
@@ -100,7 +100,7 @@ def backing_retry_locked(words: Words, p: int, gfp: int) -> int:
 @entry
 def backing_free_locked(words: Words, p: int, offset: int) -> int:
     """Give an element to the backing allocator; SURPLUS if that is the face."""
-    if words[p + P_BACKING] == BACKING_OBJECT:
+    if words[p + P_BACKING] >= BACKING_OBJECT:
         return SURPLUS
     if words[p + P_BACKING] == BACKING_CACHE:
         return cache_free_locked(words, words[p + P_ARG], offset)
@@ -217,7 +217,7 @@ def supply_locked(words: Words, p: int, target: int, batch: int) -> int:
 @kernel
 def is_element(words: Words, p: int, offset: int) -> int:
     """Tell whether this can be an element: a live block of the backing allocator."""
-    if words[p + P_BACKING] == BACKING_OBJECT:
+    if words[p + P_BACKING] >= BACKING_OBJECT:
         return 1 if offset > 0 else 0
     if words[p + P_BACKING] == BACKING_CACHE:
         return is_live_object(words, words[p + P_ARG], offset)
