@@ -1,18 +1,31 @@
-"""Pools: taking and returning an element that is there, and handing one over between two threads."""
+"""Pools: taking and returning an element that is there, handing one over between two threads, and how long who waits.
+
+A hand-off is one only if the other already waits, so who has the element gives up its core until it does. Both contestants run
+on one core as well: there nothing but their own work counts, on two it is how long the system takes to wake a thread.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import queue
+import statistics
 import threading
 import time
 import timeit
 from collections import deque
+from collections.abc import Iterator
 
 import realalloc as ra
 from bench.measure import Result, interleave
 from realalloc.mm.layout import P_WAITERS
 
 SIZE = 4096
+SOAK = 1_000_000  # hand-offs in one piece
+QUEUE = 6  # threads that wait in turn
+
+_yield = ctypes.CDLL(None).sched_yield  # time.sleep(0) sleeps for the timer's slack, 50 us
 
 
 class LockedDeque:
@@ -35,6 +48,9 @@ class LockedDeque:
         with self._lock:
             self.puts += 1
             self._free.append(buf)
+
+
+TWICE = {"threading.Condition": 2.0}
 
 
 def _loop(statement: str, **names: object):
@@ -82,6 +98,48 @@ def _condition():
     return work
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Run on one core."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def in_turn(alloc, turns: int) -> dict[str, float]:
+    """Let threads take the only element over and over; return the mean of all waits and the longest, in microseconds.
+
+    The longest of a thread's waits is mostly when the system did not run somebody before it in the queue: so the median of
+    the longest in each hundredth of the run is compared.
+    """
+    waits: list[list[float]] = [[] for _ in range(QUEUE)]
+    ready = threading.Barrier(QUEUE)
+
+    def work(mine: list[float]) -> None:
+        ready.wait()
+        for _ in range(turns):
+            began = time.perf_counter()
+            buf = alloc()
+            mine.append(time.perf_counter() - began)
+            _yield()  # the others come and queue
+            del buf
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in waits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    step = max(1, turns // 100)
+    most = [max(max(mine[k : k + step]) for mine in waits) for k in range(0, turns, step)]
+    return {
+        "longest": statistics.median(most) * 1e6,
+        "mean": statistics.fmean(wait for mine in waits for wait in mine) * 1e6,
+    }
+
+
 def pools(*, smoke: bool) -> list[Result]:
     """Uncontended, and the hand-off of the only element."""
     with ra.Arena("64MiB") as arena:
@@ -109,23 +167,29 @@ def pools(*, smoke: bool) -> list[Result]:
             for _ in range(number):
                 buf = one.alloc()
                 while words[waiters] == 0 and ended[0] % 2 == 0:
-                    time.sleep(0)  # until the other waits: each round is a hand-off
+                    _yield()
                 del buf
             ended[0] += 1
 
-        handed = interleave(
-            {"pool of one": _pair(hold), "threading.Condition": _pair(_condition())},
-            200 if smoke else 5000,
-            3 if smoke else 11,
-        )
+        rivals = {"pool of one": _pair(hold), "threading.Condition": _pair(_condition())}
+        number, rounds = (200, 3) if smoke else (5000, 11)
+        with one_core():
+            close = interleave(rivals, number, rounds)
+        apart = interleave(rivals, number, rounds)
+        _pair(hold)(1000 if smoke else SOAK)
         one.validate()
+        stats = one.stats()
+        longest = {f"hand-offs that took 5 s, of {stats.gets_wait}": stats.wait_max_ns // 5_000_000_000}
+        waits = in_turn(one.alloc, 50 if smoke else 2000)
         one.destroy()
         pool.destroy()
         arena.validate()
     targets = {"memoryview(bytearray(4096))": 0.5, "queue.Queue": 1 / 8, "deque, lock, counters": 1 / 4}
     return [
         Result("element of a pool: take and return", "ns", alone, "pool.alloc()", targets),
-        Result("hand-off of the only element, two threads", "ns", handed, "pool of one", {"threading.Condition": 2.0}),
+        Result("hand-off of the only element, two threads on one core", "ns", close, "pool of one", TWICE),
+        Result("hand-off of the only element, two threads", "ns", apart, "pool of one", TWICE, longest),
+        Result(f"wait in turn, {QUEUE} threads, one element", "us", waits, "longest", {"mean": 3.0}),
     ]
 
 

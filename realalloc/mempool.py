@@ -215,7 +215,7 @@ class MemPool(WaitingPool[Any]):
         self._poll: Callable[[], Any] = self._poll_slow  # alloc_preallocated without an exception, which costs 40 us
         if plain:
             self._poll = arena._leases.bind_pool_reserve(self._context, self._poll_slow)
-            self.alloc = arena._leases.bind_pool(self._context, self._alloc)
+            self.alloc = arena._leases.bind_pool(self._context, self._alloc_slow)
             self.alloc_preallocated = arena._leases.bind_pool_reserve(self._context, self._alloc_preallocated)
         if kind is not None or track:
             shut(self._context)
@@ -294,6 +294,10 @@ class MemPool(WaitingPool[Any]):
         if self._tracker is not None:
             return self._tracker.summary()
         return f"; {self.stats().outstanding} are out; track=True would tell who has them"
+
+    def _alloc_slow(self, *args: Any, **kwargs: Any) -> Any:
+        """Go on after machine code found nothing for a plain call: what it asked need not be asked again."""
+        return self._alloc(*args, **kwargs) if args or kwargs else self._wait(1, GFP_KERNEL, None)[0]
 
     def _poll_slow(self) -> Any:
         found = self._lease(VERB_POOL_RESERVE, 0)

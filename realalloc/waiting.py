@@ -23,7 +23,7 @@ from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, gfp_names
 from realalloc.memory import futex_wait
 from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
-from realalloc.mm.mempool_wait import pool_wait_begin, pool_wait_end
+from realalloc.mm.mempool_wait import pool_wait_begin, pool_wait_end, pool_wait_sleep
 from realalloc.mm.waiters import NODE_MASK
 from realalloc.sizes import as_gfp, as_int, as_timeout
 from realalloc.wakers import Waker
@@ -136,7 +136,7 @@ class WaitingPool(Generic[E]):
         made: list[E] = []
         try:
             try:
-                status = self._begin(words, p, need, -1, request, flags)
+                status = self._enter(words, p, need, request, flags, seconds)
                 while status != layout.OK:
                     left = self._time_left(need, flags, seconds, deadline)
                     if name[0]:
@@ -146,15 +146,27 @@ class WaitingPool(Generic[E]):
                         status = self._begin(words, p, need, -1, request, flags)
                 while len(made) < need:
                     made.append(self._claim(name[0]))
+                name[0] = 0  # with its last element a request is over
             finally:
                 if name[0]:
                     end(start, p, name[0])
         except BaseException:
-            self._undo(
-                made
-            )  # after the request: with the last element the pool may end, and the request's word with it
+            # After the request: with the last element the pool may end, and the request's word with it.
+            self._undo(made)
             raise
         return made
+
+    def _enter(self, words: Any, p: int, need: int, request: Any, flags: int, seconds: float | None) -> int:
+        """Queue a request and, if it may, sleep for a first slice; OK if it is granted."""
+        if self._serves_first or not flags & GFP_DIRECT_RECLAIM or seconds == 0:
+            return self._begin(words, p, need, -1, request, flags)
+        slice_ns = int(1e9 * (SLICE_SECONDS if seconds is None else min(SLICE_SECONDS, seconds)))
+        status = int(pool_wait_sleep(words, p, need, slice_ns, request))
+        if status == layout.EBUSY:
+            self._words()
+            self._serve(words, p, flags)
+            return layout.OK if self._granted(words, int(request[0])) else status
+        return status if status == layout.OK else self._begun(words, p, need, request, flags, status)
 
     def _time_left(self, need: int, flags: int, seconds: float | None, deadline: float | None) -> float:
         """Return for how long a request may sleep now; OutOfMemory or TimeoutError if it may not."""
@@ -167,7 +179,9 @@ class WaitingPool(Generic[E]):
 
     def _begin(self, words: Any, p: int, need: int, fd: int, request: Any, flags: int) -> int:
         """Queue a request; OK if it was granted at once."""
-        status = int(pool_wait_begin(words, p, need, fd, request))
+        return self._begun(words, p, need, request, flags, int(pool_wait_begin(words, p, need, fd, request)))
+
+    def _begun(self, words: Any, p: int, need: int, request: Any, flags: int, status: int) -> int:
         if status in (layout.EINVAL, layout.ENOMEM):
             self._words()  # is it gone?
             if status == layout.EINVAL:

@@ -554,6 +554,62 @@ pool.destroy(); arena.close()
     )
 
 
+@both
+@pytest.mark.parametrize("plain", [True, False], ids=["machine code", "python"])
+@pytest.mark.parametrize(
+    ("handler", "outcome"),
+    [
+        ("pool.free(held.pop())", "None"),
+        ("pool.destroy(force=True)", "ValueError"),
+        ("arena.close()", "ArenaClosed"),
+        ("raise KeyError", "KeyError"),
+        ("pool.fail_alloc(0)", "None"),
+        ("pool.resize(2); pool.fail_alloc(0); pool.refill()", "None"),
+    ],
+)
+def test_a_signal_handler_may_do_anything_to_the_pool_that_its_thread_waits_for(
+    kind: str, plain: bool, handler: str, outcome: str
+) -> None:
+    quiet_child(
+        START
+        + f"""
+import warnings
+warnings.simplefilter('ignore', ResourceWarning)
+arena, pool = make({kind!r}, 1)
+held = [pool.alloc()]
+def handle(*_):
+    {handler}
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.02)
+found = None
+try: found = pool.alloc() if {plain} else pool.alloc(timeout=60)
+except Exception as error: outcome = type(error).__name__
+else: outcome = None; assert found is not None
+assert str(outcome) == {outcome!r}, outcome
+if outcome in (None, 'KeyError'):
+    assert pool.stats().waiters == 0
+    pool.validate()
+    if found is not None: pool.free(found)
+    while held: pool.free(held.pop())
+    pool.destroy(); arena.validate(); arena.close()
+held.clear()
+"""
+    )
+
+
+@both
+def test_the_interpreter_ends_while_a_daemon_thread_waits(kind: str) -> None:
+    quiet_child(
+        START
+        + f"""
+arena, pool = make({kind!r}, 1)
+held = pool.alloc()
+threading.Thread(target=pool.alloc, daemon=True).start()
+until(lambda: pool.stats().waiters == 1)
+"""
+    )
+
+
 @jitted
 def test_a_storm_of_keyboard_interrupts_keeps_the_books_of_objects() -> None:
     """Wherever they hit alloc and free: what the arena counts as out is what the pool notes as out, and nothing else."""

