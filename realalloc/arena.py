@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from realalloc import views
+from realalloc.arrays import ArrayMethods
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
@@ -104,7 +105,7 @@ def _interpreter() -> int:
     return ctypes.pythonapi.PyInterpreterState_Get() or 0
 
 
-class Arena:
+class Arena(ArrayMethods):
     """Memory reserved once and handed out as memoryviews. See DESIGN in ``docs/architecture.md``.
 
     ``size``: bytes, or text such as ``"1GiB"``; metadata included. Keyword-only:

@@ -93,6 +93,8 @@ def page_id(page: Path) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=page_id)
 def test_snippets_run(page: Path, tmp_path: Path) -> None:
     """Every snippet does what the page says, and nothing is said on stderr."""
+    if page.name == "numpy.md" and not JIT:
+        pytest.skip("NumPy's hook takes machine code, which NUMBA_DISABLE_JIT forbids")
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_docs\n"
     child = run_child(f"{code}test_docs.run_page({str(page)!r}, {str(tmp_path)!r})", "-W", "always::ResourceWarning")
     assert (child.returncode, child.stderr) == (0, ""), f"{child.stdout[-6000:]}\n{child.stderr[-6000:]}"

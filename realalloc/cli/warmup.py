@@ -30,7 +30,7 @@ def warm() -> Warmth:
     begun = time.perf_counter()
     import realalloc.arena
     import realalloc.jit  # noqa: F401  # both make the list of kernels complete
-    from realalloc.lease import cfunctions, factory
+    from realalloc.lease import cfunctions, datamem, factory
     from realalloc.mm import jit
     from realalloc.progress import compile_progress
 
@@ -39,6 +39,7 @@ def warm() -> Warmth:
     with compile_progress():
         factory()
         cfunctions.compiled()
+        datamem.compiled()
         compiled = jit.warm_up()
     kernels = len(jit._ENTRIES)
     seconds = time.perf_counter() - begun

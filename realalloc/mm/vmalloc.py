@@ -59,7 +59,7 @@ from realalloc.mm.layout import (
     WORD_BYTES,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, page_at, zero_pages, zero_range
+from realalloc.mm.pages import clear_resident_locked, page_at, zero_range
 from realalloc.mm.prim import forget, move_pages
 from realalloc.mm.window import (
     area_at,
@@ -79,7 +79,7 @@ LAZY_SHARE_SHIFT = 2  # a quarter
 
 
 @kernel
-def _move(words: Words, source: int, target: int, pages: int) -> int:
+def move_range(words: Words, source: int, target: int, pages: int) -> int:
     """Move page-table entries between offsets. A range that several mappings share is moved in halves."""
     base = address_of(words)
     step = pages
@@ -99,18 +99,16 @@ def _move(words: Words, source: int, target: int, pages: int) -> int:
 
 
 @kernel
-def _map_blocks(words: Words, granule: int, limit: int) -> int:
-    """Move an area's blocks into the window, run by run, up to ``limit`` pages; return how many pages moved."""
+def map_chain(words: Words, pfn: int, target: int, limit: int) -> int:
+    """Move chained blocks to ``target``, run by run, up to ``limit`` pages; return how many pages moved."""
     mapped = 0
-    pfn = words[area_at(words, granule) + V_FIRST]
     while pfn != 0 and mapped < limit:
         pages = 0
         at = pfn
         while at == pfn + pages and at != 0:
             pages += 1 << (words[page_at(at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
             at = words[page_at(at) + PG_LINK]
-        target = area_offset(words, granule) + (mapped << PAGE_SHIFT)
-        status = _move(words, pfn << PAGE_SHIFT, target, pages)
+        status = move_range(words, pfn << PAGE_SHIFT, target + (mapped << PAGE_SHIFT), pages)
         if status != OK:
             return mapped - status - 1
         mapped += pages
@@ -119,22 +117,20 @@ def _map_blocks(words: Words, granule: int, limit: int) -> int:
 
 
 @kernel
-def _unmap_blocks(words: Words, granule: int, mapped: int) -> None:
-    """Move the first ``mapped`` pages of an area back to their page frames; what cannot move is dropped."""
+def unmap_chain(words: Words, pfn: int, source: int, mapped: int) -> None:
+    """Move the first ``mapped`` pages of chained blocks back to their page frames; what cannot move is dropped."""
     done = 0
-    pfn = words[area_at(words, granule) + V_FIRST]
     while pfn != 0 and done < mapped:
         pages = min(1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
-        source = area_offset(words, granule) + (done << PAGE_SHIFT)
-        if _move(words, source, pfn << PAGE_SHIFT, pages) != OK:
+        if move_range(words, source + (done << PAGE_SHIFT), pfn << PAGE_SHIFT, pages) != OK:
             clear_resident_locked(words, pfn, pages)  # dropped with the window below: reads as zero again
         done += pages
         pfn = words[page_at(pfn) + PG_LINK]
 
 
 @kernel
-def _free_blocks(words: Words, granule: int, dropped: int) -> None:
-    pfn = words[area_at(words, granule) + V_FIRST]
+def free_chain(words: Words, pfn: int, dropped: int) -> None:
+    """Free chained blocks."""
     while pfn != 0:
         following = words[page_at(pfn) + PG_LINK]
         if dropped != 0:
@@ -144,8 +140,11 @@ def _free_blocks(words: Words, granule: int, dropped: int) -> None:
 
 
 @kernel
-def _collect_blocks(words: Words, pages: int) -> int:
-    """Allocate ``pages`` pages as few large blocks, chained; return the first pfn or ENOMEM with nothing taken."""
+def collect_blocks(words: Words, pages: int, zero: int) -> int:
+    """Allocate ``pages`` pages as few large blocks, chained; return the first pfn or ENOMEM with nothing taken.
+
+    ``zero`` asks for pages that read as zero: fresh ones are not touched.
+    """
     if free_pages_total(words, ZONE_NORMAL) < pages:
         return ENOMEM
     head = 0
@@ -154,7 +153,7 @@ def _collect_blocks(words: Words, pages: int) -> int:
     while pages > 0:
         while 1 << order > pages:
             order -= 1
-        pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, 0)
+        pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, zero)
         if pfn < 0:
             order -= 1  # cannot end below 0: that many single pages are free
             continue
@@ -172,9 +171,9 @@ def destroy_area_locked(words: Words, granule: int, drop: int) -> int:
     """Take an unlisted area apart: addresses to the window, pages to the buddy, resident unless ``drop``."""
     pages = words[area_at(words, granule) + V_PAGES]
     if drop == 0:
-        _unmap_blocks(words, granule, pages)
+        unmap_chain(words, words[area_at(words, granule) + V_FIRST], area_offset(words, granule), pages)
     forget(address_of(words) + area_offset(words, granule), pages << PAGE_SHIFT)
-    _free_blocks(words, granule, drop)
+    free_chain(words, words[area_at(words, granule) + V_FIRST], drop)
     free_addresses(words, granule)
     return OK
 
@@ -209,10 +208,10 @@ def _reuse_lazy(words: Words, pages: int) -> int:
 @kernel
 def _new_area(words: Words, pages: int, zero: int) -> int:
     """Make and map an area; its granule, or ENOMEM with nothing taken."""
-    head = _collect_blocks(words, pages)
+    head = collect_blocks(words, pages, zero)
     if head < 0 and words[H_VM_LAZY_PAGES] > 0:
         purge_lazy_locked(words, 0)
-        head = _collect_blocks(words, pages)
+        head = collect_blocks(words, pages, zero)
     if head < 0:
         return ENOMEM
     count = (pages + GRANULE_PAGES) // GRANULE_PAGES  # at least one page more than needed: the guard
@@ -221,24 +220,21 @@ def _new_area(words: Words, pages: int, zero: int) -> int:
     if granule == 0 and words[H_VM_LAZY_PAGES] > 0:
         purge_lazy_locked(words, 0)
         granule = take_addresses(words, count, align)
-    # A block that is not yet mapped is chained to granule 0, whose record is spare: one way back for every failure.
+    if granule == 0:
+        free_chain(words, head, 0)
+        return ENOMEM
     area = area_at(words, granule)
     words[area + V_FIRST] = head
     words[area + V_PAGES] = pages
-    if granule == 0:
-        _free_blocks(words, 0, 0)
-        return ENOMEM
     pfn = head
     while pfn != 0:
         words[page_at(pfn) + PG_MAP0] = granule
-        if zero != 0:
-            zero_pages(words, pfn, 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
         pfn = words[page_at(pfn) + PG_LINK]
-    mapped = _map_blocks(words, granule, pages)
+    mapped = map_chain(words, head, area_offset(words, granule), pages)
     if mapped != pages:
-        _unmap_blocks(words, granule, mapped)
+        unmap_chain(words, head, area_offset(words, granule), mapped)
         forget(address_of(words) + area_offset(words, granule), count << GRANULE_SHIFT)
-        _free_blocks(words, granule, 0)
+        free_chain(words, head, 0)
         free_addresses(words, granule)
         return ENOMEM
     return granule

@@ -1,0 +1,93 @@
+"""Arrays in an arena, without a ``with`` block: the part of :class:`realalloc.Arena` that speaks NumPy.
+
+Each method calls NumPy's function of the same name while NumPy allocates from this arena, so that what comes back is an
+ordinary array that owns its data: it can be resized, pickled, viewed and handed on, and may outlive the arena object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from realalloc.context import NumPyContext
+from realalloc.lease.datamem import MIN_ALIGN
+
+if TYPE_CHECKING:
+    from realalloc.arena import Arena
+
+ALIGN = 64  # a cache line: what wide vector instructions like
+
+
+class ArrayMethods:
+    """``numpy``, ``empty``, ``zeros``, ``ones``, ``full``, ``empty_like``, ``array``, ``owns``."""
+
+    __slots__ = ()
+
+    def numpy(self, *, align: int = MIN_ALIGN, fallback: bool = False) -> NumPyContext:
+        """Return a ``with`` block in which every array that NumPy makes lives in this arena.
+
+        ``align``: bytes, a power of two from 16 to 2 MiB; arrays of 4 KiB and more are aligned to 64 at least, whatever it is.
+        ``fallback``: what the arena cannot serve comes from NumPy's default handler; without it NumPy raises its MemoryError.
+        The handler is the current thread's or task's (NEP 49); arrays keep it and may outlive the block, the arena object and
+        :meth:`close`. Raises as :class:`realalloc.context.NumPyContext` says.
+        """
+        return NumPyContext(cast("Arena", self), align=align, fallback=fallback)
+
+    def empty(
+        self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN
+    ) -> npt.NDArray[Any]:
+        """Return a new array without setting its values; MemoryError if the arena has no room."""
+        with self.numpy(align=align):
+            return np.empty(shape, dtype, order)
+
+    def zeros(
+        self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN
+    ) -> npt.NDArray[Any]:
+        """Return a new array of zeros; pages that are known to be zero are not touched."""
+        with self.numpy(align=align):
+            return np.zeros(shape, dtype, order)
+
+    def ones(
+        self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN
+    ) -> npt.NDArray[Any]:
+        """Return a new array of ones."""
+        with self.numpy(align=align):
+            return np.ones(shape, dtype, order)
+
+    def full(
+        self, shape: Any, fill_value: Any, dtype: npt.DTypeLike | None = None, order: Any = "C", *, align: int = ALIGN
+    ) -> npt.NDArray[Any]:
+        """Return a new array of ``fill_value``."""
+        with self.numpy(align=align):
+            return np.full(shape, fill_value, dtype, order)
+
+    def empty_like(
+        self,
+        prototype: Any,
+        dtype: npt.DTypeLike | None = None,
+        order: Any = "K",
+        *,
+        align: int = ALIGN,
+        **options: Any,
+    ) -> npt.NDArray[Any]:
+        """Return a new array with shape and type of another; ``options`` are ``subok`` and ``shape``."""
+        with self.numpy(align=align):
+            made: npt.NDArray[Any] = np.empty_like(prototype, dtype, order, **options)
+            return made
+
+    def array(
+        self, values: Any, dtype: npt.DTypeLike | None = None, *, align: int = ALIGN, **options: Any
+    ) -> npt.NDArray[Any]:
+        """Return a copy of ``values`` as an array in the arena; ``options`` are ``order``, ``subok`` and ``ndmin``."""
+        with self.numpy(align=align):
+            return np.array(values, dtype, copy=True, **options)
+
+    def owns(self, array: Any) -> bool:
+        """Tell whether an array's data lie in this arena, also those of a view; TypeError for what is no array."""
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"owns takes an array, not {type(array).__name__}")
+        words = cast("Arena", self).words
+        begin = int(words.__array_interface__["data"][0])
+        return begin <= int(array.__array_interface__["data"][0]) < begin + words.nbytes

@@ -1,0 +1,319 @@
+"""NumPy's allocator over an arena (NEP 49): the four C functions, their record, and the capsule that NumPy keeps.
+
+A *record* is the ``PyDataMem_Handler`` that NumPy reads, its ``ctx`` pointing at itself, with options and counters behind it.
+A *capsule* names a record; NumPy stores it in every array that owns its data, and lets go of it after the data is freed.
+
+Guarantees: a capsule owns the record and a lease of the arena, so a live array keeps range, functions and record, and can be
+reallocated and freed, whatever happened to the arena, to who installed the handler, or to the interpreter. A block goes back
+to where it came from: inside the range to the arena, else to NumPy's default handler. malloc, calloc and realloc answer NULL
+where there is no memory (without fallback), and realloc leaves the old block whole then.
+Invariant: every block is aligned to R_ALIGN. NumPy calls with the GIL held: counters are plain words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+
+from realalloc.lease.blocks import VERB_NONE
+from realalloc.lease.capi import c_function as c_call
+from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
+from realalloc.mm.atomic import address_of, atomic_add
+from realalloc.mm.jit import JIT, Entry, Words, at_end, c_function, entry, kernel, native
+from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree_slow, kmalloc_fast, ksize, zero_words
+from realalloc.mm.layout import (
+    GFP_ZERO_BIT,
+    GRANULE_BYTES,
+    H_BAD_FREES,
+    H_MAX_ORDER,
+    H_TOTAL_WORDS,
+    HUGE_ORDER,
+    KMALLOC_MAX_CACHE_BYTES,
+    KMALLOC_TABLE,
+    OK,
+    PAGE_BYTES,
+    WORD_BYTES,
+)
+from realalloc.mm.objects import free_fast
+from realalloc.mm.resize import krealloc_in_place
+from realalloc.mm.sheaf import pop
+
+NAME_BYTES: Final = 127
+R_CTX: Final = 128  # PyDataMem_Handler: name, version, then ctx and the four functions
+R_FUNCTIONS: Final = 136
+R_BASE: Final = 168
+R_END: Final = 176  # bytes of the range
+R_ALIGN: Final = 184  # a power of two, 16 to 2 MiB
+R_FALLBACK: Final = 192  # 1: what the arena refuses comes from NumPy's default handler
+R_DEFAULT: Final = 200  # ctx, malloc, calloc, realloc, free of that handler
+R_ALLOCS: Final = 240
+R_ZEROED: Final = 248
+R_REALLOCS: Final = 256
+R_IN_PLACE: Final = 264
+R_FREES: Final = 272
+R_REFUSED: Final = 280
+R_FALLBACKS: Final = 288
+R_BYTES: Final = 296  # ever asked for
+RECORD_BYTES: Final = 304
+HUGE_BYTES: Final = PAGE_BYTES << HUGE_ORDER
+MIN_ALIGN: Final = 16  # what NumPy's own handler gives
+MAX_ALIGN: Final = HUGE_BYTES
+LARGEST: Final = 1 << 46  # no arena is that large, and rounding up cannot overflow below it
+SMALL: Final = 2 * PAGE_BYTES  # what shrinks to less than half moves, from this size on
+HALF_BITS: Final = 31  # factors below 2**31 have a product below 2**63
+CAPSULE_NAME: Final = immortal(ctypes.create_string_buffer(b"mem_handler"))
+ZERO_SIZE_OFFSET: Final = 16  # of a lease without a block
+
+_WORD = ir.IntType(64)
+
+
+def _emit_call_at(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    link = ir.FunctionType(_WORD, [_WORD] * (len(args) - 1))
+    return builder.call(builder.inttoptr(args[0], link.as_pointer()), args[1:])
+
+
+@native(_emit_call_at)
+def call_at(function: int, first: int, second: int, third: int) -> int:
+    """Call a C function of up to three words; those that it does not take are ignored, as are results that it has not."""
+    word = ctypes.c_int64
+    return int(ctypes.CFUNCTYPE(word, word, word, word)(int(function))(int(first), int(second), int(third)))
+
+
+@native(c_call("PyCapsule_GetContext", _WORD, [_WORD]))
+def capsule_context(capsule: int) -> int:
+    """Return what a capsule owns."""
+    raise NotImplementedError
+
+
+@native(c_call("memcpy", _WORD, [_WORD] * 3))
+def copy_bytes(target: int, source: int, nbytes: int) -> int:
+    """Copy bytes between addresses; one of them may lie outside the arena."""
+    ctypes.memmove(int(target), int(source), int(nbytes))
+    return target
+
+
+@kernel
+def _count(record: int, at: int, by: int) -> None:
+    store_at(record + at, load_at(record + at) + by)
+
+
+@kernel
+def _default(record: int, which: int, first: int, second: int) -> int:
+    """Call NumPy's default handler: 1 malloc, 2 calloc, 3 realloc, 4 free."""
+    return call_at(load_at(record + R_DEFAULT + which * WORD_BYTES), load_at(record + R_DEFAULT), first, second)
+
+
+@kernel
+def _owns(record: int, block: int) -> int:
+    offset = block - load_at(record + R_BASE)
+    return 1 if 0 <= offset < load_at(record + R_END) else 0
+
+
+@kernel
+def _rounded(words: Words, align: int, nbytes: int) -> int:
+    """Round a size up so that whatever serves it is aligned: a size class that is a multiple of a power of two is aligned
+    to it, a page block to its size, an area to a granule, or to 2 MiB from that size on.
+    """
+    size = (max(nbytes, 1) + align - 1) & -align
+    if align > GRANULE_BYTES and size > PAGE_BYTES << words[H_MAX_ORDER]:
+        size = max(size, HUGE_BYTES)
+    return size
+
+
+@entry
+def data_alloc_slow(words: Words, record: int, nbytes: int, gfp: int) -> int:
+    """Allocate what the calling thread's sheaf of objects does not have; the address, or NULL."""
+    block = 0
+    if 0 <= nbytes < LARGEST:
+        offset = kmalloc_fast(words, _rounded(words, load_at(record + R_ALIGN), nbytes), gfp)
+        block = address_of(words) + offset if offset > 0 else 0
+    if block == 0 and load_at(record + R_FALLBACK) != 0:
+        _count(record, R_FALLBACKS, 1)
+        block = _default(record, 2, 1, nbytes) if gfp & GFP_ZERO_BIT else _default(record, 1, nbytes, 0)
+    if block == 0:
+        _count(record, R_REFUSED, 1)
+        return 0
+    _count(record, R_ALLOCS, 1)
+    _count(record, R_BYTES, nbytes)
+    return block
+
+
+@entry
+def data_free_slow(words: Words, record: int, block: int, nbytes: int) -> int:
+    """Free what is no object of a sheaf. What is no live block is counted, as there is nobody to tell; NULL is ignored."""
+    if block == 0:
+        return OK
+    if _owns(record, block) == 0:
+        _default(record, 4, block, nbytes)
+    elif kfree_slow(words, block - load_at(record + R_BASE)) != OK:
+        atomic_add(words, H_BAD_FREES, 1)
+        return OK
+    _count(record, R_FREES, 1)
+    return OK
+
+
+@entry
+def data_resize(words: Words, record: int, block: int, nbytes: int) -> int:
+    """Return a block of ``nbytes`` with the old contents: the same, grown, moved with its pages, or a copy; or NULL."""
+    _count(record, R_REALLOCS, 1)
+    base = load_at(record + R_BASE)
+    if _owns(record, block) == 0:
+        return _default(record, 3, block, nbytes)
+    offset = block - base
+    old = ksize(words, offset)
+    if old <= 0:  # no live block
+        return 0
+    if 0 <= nbytes <= old and (old <= SMALL or nbytes > old // 2):
+        _count(record, R_IN_PLACE, 1)
+        return block
+    wanted = _rounded(words, load_at(record + R_ALIGN), nbytes) if 0 <= nbytes < LARGEST else LARGEST
+    moved = krealloc_in_place(words, offset, wanted) if old < wanted < LARGEST else 0
+    if moved > 0:
+        _count(record, R_IN_PLACE, 1)
+        return base + moved
+    fresh = kmalloc_fast(words, wanted, 0) if wanted < LARGEST else 0
+    if fresh <= 0 and 0 <= nbytes <= old:
+        return block  # no memory to shrink into
+    if fresh > 0:
+        fresh += base
+        copy_bytes(fresh, block, min(old, nbytes))
+    elif load_at(record + R_FALLBACK) != 0:
+        fresh = _default(record, 1, nbytes, 0)
+        _count(record, R_FALLBACKS, 1)
+        if fresh != 0:
+            copy_bytes(fresh, block, min(old, nbytes))
+    if fresh <= 0:
+        _count(record, R_REFUSED, 1)
+        return 0
+    if free_fast(words, 0, offset) == 0:
+        kfree_slow(words, offset)
+    return fresh
+
+
+_alloc_slow = at_end(data_alloc_slow)
+_free_slow = at_end(data_free_slow)
+_resize = at_end(data_resize)
+
+
+@kernel
+def _alloc(record: int, nbytes: int, gfp: int) -> int:
+    words = words_at(load_at(record + R_BASE))
+    if 0 < nbytes <= KMALLOC_MAX_CACHE_BYTES:
+        align = load_at(record + R_ALIGN)
+        size = (nbytes + align - 1) & -align
+        if size <= KMALLOC_MAX_CACHE_BYTES:
+            offset = pop(words, words[KMALLOC_TABLE + ((size + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+            if offset != 0:
+                if gfp & GFP_ZERO_BIT:
+                    zero_words(words, offset, nbytes)
+                _count(record, R_ALLOCS, 1)
+                _count(record, R_BYTES, nbytes)
+                return load_at(record + R_BASE) + offset
+    return _alloc_slow(words, record, nbytes, gfp)
+
+
+def data_malloc(record: int, nbytes: int) -> int:
+    """Return the address of a block, or NULL."""
+    return _alloc(record, nbytes, 0)
+
+
+def data_calloc(record: int, count: int, nbytes: int) -> int:
+    """Return the address of a block of ``count * nbytes`` that reads as zero, or NULL, also if that overflows."""
+    if (count | nbytes) >> HALF_BITS != 0 and (count < 0 or nbytes < 0 or (nbytes > 0 and count > LARGEST // nbytes)):
+        return 0
+    _count(record, R_ZEROED, 1)
+    return _alloc(record, count * nbytes, GFP_ZERO_BIT)
+
+
+def data_realloc(record: int, block: int, nbytes: int) -> int:
+    """Return a block of ``nbytes`` that begins with the old contents, or NULL with the old one untouched."""
+    if block == 0:
+        return _alloc(record, nbytes, 0)
+    return _resize(words_at(load_at(record + R_BASE)), record, block, nbytes)
+
+
+def data_free(record: int, block: int, nbytes: int) -> None:
+    """Free a block; ``nbytes`` is told to NumPy's default handler where the block is that one's."""
+    words = words_at(load_at(record + R_BASE))
+    if _owns(record, block) == 1 and free_fast(words, 0, block - load_at(record + R_BASE)) == 1:
+        _count(record, R_FREES, 1)
+    else:
+        _free_slow(words, record, block, nbytes)
+
+
+def _forget_capsule(capsule: int) -> None:
+    """PyCapsule_Destructor: let go of the record and of the lease."""
+    decref(capsule_context(capsule))
+
+
+FUNCTIONS: Final[tuple[Callable[..., Any], ...]] = (data_malloc, data_calloc, data_realloc, data_free)
+PARAMETERS: Final = (2, 3, 3, 3)
+
+
+@functools.cache
+def compiled() -> tuple[int, ...]:
+    """Compile the functions, or load them from the cache; the addresses of the four and of the capsule's destructor.
+
+    Without machine code there are none: RuntimeError. Python code may not run where NumPy allocates.
+    """
+    if not JIT:
+        raise RuntimeError("NumPy's allocator hook needs machine code: NUMBA_DISABLE_JIT is set")
+    for callee in (data_alloc_slow, data_free_slow, data_resize):
+        if isinstance(callee, Entry):
+            callee.compile()
+    made = []
+    func: Callable[..., Any]
+    for func, count in zip((*FUNCTIONS, _forget_capsule), (*PARAMETERS, 1), strict=True):
+        result = types.void if func in (data_free, _forget_capsule) else types.int64
+        made.append(int(immortal(c_function(func, result(*[types.int64] * count))).address))
+    return tuple(made)
+
+
+class Record:
+    """A ``PyDataMem_Handler`` over the arena at ``base``; it may be read for ever, and outlives what it counts.
+
+    ``default`` are the ctx and the functions of NumPy's default handler.
+    """
+
+    def __init__(
+        self, base: int, align: int, default: tuple[int, ...], functions: tuple[int, ...], *, fallback: bool
+    ) -> None:
+        """Fill it in. ``align``: a power of two, 16 to 2 MiB."""
+        self.memory = bytearray(RECORD_BYTES)
+        self.words = memoryview(self.memory).cast("q")  # keeps it from being resized
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        struct.pack_into(f"{NAME_BYTES}sB", self.memory, 0, b"realalloc", 1)
+        end = load_at(base + H_TOTAL_WORDS * WORD_BYTES) * WORD_BYTES
+        given = (self.address, *functions, base, end, align, int(fallback), *default)
+        struct.pack_into(f"{len(given)}q", self.memory, R_CTX, *given)
+
+    def __getitem__(self, at: int) -> int:
+        """Read a word by its R_ name."""
+        return int(self.words[at // WORD_BYTES])
+
+
+_api = ctypes.pythonapi
+_api.PyCapsule_New.restype = ctypes.py_object
+_api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+_api.PyCapsule_SetContext.argtypes = [ctypes.py_object, ctypes.py_object]
+_api.PyCapsule_SetDestructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
+
+
+def make_capsule(record: Record, leases: Any) -> Any:
+    """Make a capsule that owns the record's memory and a lease of the arena; None if the arena is closed."""
+    base = record[R_BASE]
+    lease = leases.attempt(base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
+    if type(lease) is not memoryview:
+        return None
+    capsule = _api.PyCapsule_New(record.address, ctypes.addressof(CAPSULE_NAME), None)
+    owned = (lease, record.memory)  # builtin objects only: they can die when the interpreter is half gone
+    _api.PyCapsule_SetContext(capsule, owned)
+    immortal(owned)  # until the destructor
+    _api.PyCapsule_SetDestructor(capsule, compiled()[4])
+    return capsule
