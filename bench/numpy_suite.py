@@ -40,7 +40,14 @@ def child(part: str, keep: str, file: str, *, arena: bool) -> None:
 
     plugin = Outcomes()
     given = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", "ignore"]
-    given += ["--pyargs", f"numpy.{part}", "-m", "not slow", *(["-k", keep] if keep else [])]
+    given += [
+        "--continue-on-collection-errors",
+        "--pyargs",
+        f"numpy.{part}",
+        "-m",
+        "not slow",
+        *(["-k", keep] if keep else []),
+    ]
     if not arena:
         pytest.main(given, plugins=[plugin])
         served = 0

@@ -1,0 +1,100 @@
+"""``python -m bench.numpy_arrays [--smoke]``: array expressions, ``np.empty`` and ``np.zeros`` in an arena and without.
+
+The peer is NumPy's default handler over the C library as it is; tuned or preloaded ones are not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+
+import realalloc as ra
+from bench.measure import Result, machine, report, sample
+
+MIB = 1 << 20
+EXPRESSIONS = {64: 0.0, 4096: 0.0, 65536: 0.0, MIB: 4.0, 4 * MIB: 2.5, 64 * MIB: 1.3}  # bytes: times as fast as default
+WORK = 1 << 25  # bytes of arrays in a turn
+LIVE, LARGE = 64, 16 * MIB
+
+
+def row(name: str, arena: ra.Arena, body: Callable[[], object], number: int, rounds: int, most: float) -> Result:
+    """Time ``body`` both ways, taking turns."""
+
+    def turn(block: Callable[[], object]) -> Callable[[int], object]:
+        def run(count: int) -> None:
+            with block():  # type: ignore[attr-defined]
+                for _ in range(count):
+                    body()
+
+        return run
+
+    handler = arena.numpy()
+    spent = sample({"arena": turn(lambda: handler), "default": turn(nullcontext)}, number, rounds)
+    ratio = statistics.median(a / b for a, b in zip(spent["arena"], spent["default"], strict=True))
+    medians = {who: statistics.median(values) for who, values in spent.items()}
+    targets = {"default": round(most, 3)} if most else {}
+    return Result(name, "ns", medians, "arena", targets, {"times as fast": round(1 / ratio, 2)}, {"default": ratio})
+
+
+def rows(*, smoke: bool) -> list[Result]:
+    """Run everything."""
+    made = []
+    rounds = 2 if smoke else 11
+    with ra.Arena("4GiB") as arena:
+        for nbytes, times in EXPRESSIONS.items():
+            if smoke and nbytes > MIB:
+                continue
+            a = np.ones(nbytes // 8)
+            b = a + 1
+            number = max(2, min(20_000, WORK // nbytes)) if not smoke else 2
+            made.append(
+                row(
+                    f"a*2 + b*3 - a, {nbytes} B",
+                    arena,
+                    lambda a=a, b=b: a * 2 + b * 3 - a,
+                    number,
+                    rounds,
+                    1 / times if times else 0,
+                )
+            )
+        for make in (np.empty, np.zeros):
+            for nbytes in (64, 1024):
+                name = f"np.{make.__name__}, {nbytes} B"
+                made.append(
+                    row(name, arena, lambda make=make, n=nbytes: make(n, np.uint8), 2 if smoke else 50_000, rounds, 1.1)
+                )
+        if not smoke:
+            made.append(fifo(arena))
+    return made
+
+
+def fifo(arena: ra.Arena) -> Result:
+    """Time a queue of live arrays, of which the oldest dies for each new one; only each page's first byte is touched."""
+    live: deque[np.ndarray] = deque(maxlen=LIVE)
+
+    def step() -> None:
+        fresh = np.empty(LARGE, np.uint8)
+        fresh[::4096] = 1
+        live.append(fresh)
+
+    result = row(f"FIFO of {LIVE} arrays of 16 MiB, touched", arena, step, 2 * LIVE, 3, 1 / 50)
+    live.clear()
+    return result
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(prog="bench.numpy_arrays")
+    parser.add_argument("--smoke", action="store_true", help="small sizes: does it run?")
+    smoke = parser.parse_args().smoke
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    report(rows(smoke=smoke), judge=not smoke)
+
+
+if __name__ == "__main__":
+    main()
