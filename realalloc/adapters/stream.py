@@ -36,6 +36,7 @@ SLOW = 1  # why reading is paused; bits
 STARVED = 2
 HELD = 4
 NO_DIRECT_IO = -1
+NOTHING = memoryview(b"")
 
 
 class StreamBuffers:
@@ -257,7 +258,8 @@ class PooledProtocol(asyncio.BufferedProtocol):
         if self._fd == NO_DIRECT_IO:
             return data
         try:
-            return data[os.write(self._fd, data) :]
+            sent = os.write(self._fd, data)
+            return NOTHING if sent == len(data) else data[sent:]
         except BlockingIOError:
             return data
         except OSError:
