@@ -598,6 +598,53 @@ held.clear()
 
 
 @both
+def test_who_waits_is_no_lease_and_keeps_the_range_mapped_until_it_has_ended(kind: str) -> None:
+    """Neither in the child of a fork, which has no such thread, nor when the arena closes under it."""
+    quiet_child(
+        START
+        + f"""
+def mapped(address):
+    ranges = (line.split()[0].split('-') for line in open('/proc/self/maps'))
+    return any(int(start, 16) <= address < int(end, 16) for start, end in ranges)
+arena, pool = make({kind!r}, 1)
+held = [pool.alloc()]
+seen = []
+def wait():
+    try: pool.alloc()
+    except ra.ArenaClosed: seen.append('closed')
+threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+for thread in threads: thread.start()
+until(lambda: pool.stats().waiters == 3)
+address, leases = arena.address, int({kind!r} == 'memory')
+assert arena.stats().leases == leases
+pid = os.fork()
+if pid == 0:
+    code = 1
+    try:
+        assert arena.stats().leases == leases
+        while held: pool.free(held.pop())
+        pool.destroy()
+        assert arena.stats().leases == 0
+        arena.close()
+        code = 0
+    finally: os._exit(code)
+assert os.waitpid(pid, 0)[1] == 0
+assert pool.stats().waiters == 3
+arena.close()
+for thread in threads: thread.join()
+assert seen == ['closed'] * 3
+assert mapped(address) or not leases
+held.clear(); threads.clear(); del pool, arena, thread; gc.collect()
+assert not mapped(address)
+""",
+        "-W",
+        "ignore::DeprecationWarning",
+        "-W",
+        "ignore::ResourceWarning",
+    )
+
+
+@both
 def test_the_interpreter_ends_while_a_daemon_thread_waits(kind: str) -> None:
     quiet_child(
         START

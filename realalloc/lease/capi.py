@@ -160,6 +160,13 @@ def check_signals() -> int:
     raise NotImplementedError
 
 
+@native(c_function("Py_IncRef", _VOID, [_I64]))
+def incref(address: int) -> int:
+    """Take a reference."""
+    ctypes.pythonapi.Py_IncRef(ctypes.c_void_p(int(address)))
+    return 0
+
+
 @native(c_function("Py_DecRef", _VOID, [_I64]))
 def decref(address: int) -> int:
     """Drop a reference."""

@@ -21,6 +21,7 @@ from realalloc.lease.capi import (
     error_clear,
     fill_info,
     immortal,
+    incref,
     list_new,
     list_set,
     load_at,
@@ -38,7 +39,7 @@ from realalloc.lease.capi import (
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words, kernel, native
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
-from realalloc.mm.layout import EBUSY, GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, OK
+from realalloc.mm.layout import EBUSY, ENOMEM, GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, H_CLOSED, H_OWNER, OK
 from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved
 from realalloc.mm.mempool_wait import SLICE_NS, pool_claim, pool_nap, pool_request, pool_wait_end
 from realalloc.mm.objects import cache_alloc as take_object
@@ -204,10 +205,14 @@ def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
 
 @kernel
 def _await_element(words: Words, p: int) -> int:
-    """Wait for an element as ``MemPool.alloc`` does; < 0 where Python must go on, INTERRUPTED where a handler has raised.
+    """Wait for an element as ``MemPool.alloc`` does, and count its lease; <= 0 where Python must go on, INTERRUPTED where a
+    signal's handler has raised.
 
-    In machine code, since the hand-off of a pool's only element is a third of what it is with Python around the sleep.
+    In machine code, since the hand-off of a pool's only element is a fifth of what it is with Python around the sleep. Who
+    waits is no lease, which the child of a fork would have for ever: a reference keeps the range mapped.
     """
+    owner = words[H_OWNER]
+    incref(owner)
     request = pool_request(words, p)
     status = EBUSY if request > 0 else request
     while status == EBUSY:
@@ -216,9 +221,15 @@ def _await_element(words: Words, p: int) -> int:
         restore_thread(state)
         if status == EBUSY and check_signals() != 0:
             status = INTERRUPTED
-    offset = pool_claim(words, p, request) if status == OK else status
-    if offset < 0 and request > 0:
+    offset = status if status != OK or words[H_CLOSED] == 0 else ENOMEM
+    if offset == OK:
+        count_lease(words, 1)
+        offset = pool_claim(words, p, request)
+        if offset <= 0:
+            drop_lease(words)
+    if offset <= 0 and request > 0:
         pool_wait_end(words, p, request)
+    decref(owner)
     return offset
 
 
@@ -232,12 +243,12 @@ def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> 
             count_lease(words, 1)
             p = load_at(context + X_OWNER)
             offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_WAIT_BIT)
-            if offset <= 0 and reserved == 0:
-                offset = _await_element(words, p)
+            if offset <= 0:
+                _let_go(drop_lease(words))
+                offset = _await_element(words, p) if reserved == 0 else offset
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
-            _let_go(drop_lease(words))
             if offset == INTERRUPTED:
                 return 0
     return vectorcall(tuple_item(bound, 1), args, count, names)
