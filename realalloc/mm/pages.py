@@ -137,7 +137,11 @@ def is_resident(words: Words, pfn: int) -> int:
 @entry
 def zero_pages(words: Words, pfn: int, pages: int) -> int:
     """Make pages of a block that the caller owns read as zero, without touching those that already do."""
-    for k in range(pfn, pfn + pages):
-        if is_resident(words, k) == 1:
-            zero_range(words, k * PAGE_WORDS, PAGE_WORDS)
+    end = pfn + pages
+    while pfn < end:
+        first = pfn
+        while pfn < end and is_resident(words, pfn) == 1:
+            pfn += 1
+        zero_range(words, first * PAGE_WORDS, (pfn - first) * PAGE_WORDS)  # one memset a run, not one a page
+        pfn += 1
     return OK
