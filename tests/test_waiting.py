@@ -657,6 +657,25 @@ until(lambda: pool.stats().waiters == 1)
     )
 
 
+@both
+def test_the_interpreter_ends_while_a_daemon_thread_is_granted_what_it_waits_for(kind: str) -> None:
+    """The thread wakes when it can no longer have the GIL, and is ended in the middle of machine code."""
+    quiet_child(
+        START
+        + f"""
+arena, pool = make({kind!r}, 1)
+class Last:
+    def __init__(self, element): self.element = element
+    def __del__(self, sleep=time.sleep, free=pool.free):
+        free(self.element)
+        sleep(0.2)
+sys.modules['the last to go'] = Last(pool.alloc())
+threading.Thread(target=pool.alloc, daemon=True).start()
+until(lambda: pool.stats().waiters == 1)
+"""
+    )
+
+
 @jitted
 def test_a_storm_of_keyboard_interrupts_keeps_the_books_of_objects() -> None:
     """Wherever they hit alloc and free: what the arena counts as out is what the pool notes as out, and nothing else."""
