@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from realalloc.arena import Arena
 
 
+# Functions by address, for ever: jitted code may use a pool whose Python object is gone, and their code goes with them.
+_kept: dict[int, Any] = {}
+
+
 def is_machine_code(function: Any) -> bool:
     """Tell whether this is a C function of numba's (``@cfunc``)."""
     return hasattr(function, "address") and hasattr(function, "ctypes")
@@ -48,8 +52,9 @@ class CallPool(NumberPool[int]):
         _check("alloc_fn", alloc_fn, "int64(CPointer(int64), int64, int64)")
         _check("free_fn", free_fn, "void(CPointer(int64), int64)")
         data = as_int(0 if pool_data is None else pool_data, "pool_data", -(1 << 63), (1 << 63) - 1)
-        self._functions = alloc_fn, free_fn  # their code lives as long as they do
+        _kept[alloc_fn.address], _kept[free_fn.address] = alloc_fn, free_fn
         words = self._create(arena, min_nr, layout.BACKING_CALLS, data, order, watermarks)
+        self._free_fn = int(free_fn.address)
         words[self.at + layout.P_ALLOC_FN] = alloc_fn.address
         words[self.at + layout.P_FREE_FN] = free_fn.address
         words[self.at + layout.P_REFILL_LOW], words[self.at + layout.P_REFILL_HIGH] = watermarks
@@ -60,7 +65,7 @@ class CallPool(NumberPool[int]):
 
     def _drop(self, numbers: list[int]) -> None:
         for number in numbers:
-            call_free_fn(self._functions[1].address, self._arena.address, number)
+            call_free_fn(self._free_fn, self._arena.address, number)
 
     def _attempt(self, flags: int) -> int | None:
         element = int(calls_alloc(self._words(), self.at, flags))

@@ -402,3 +402,37 @@ another = second.mempool(2, alloc_fn=make, free_fn=unmake, pool_data=5)
 kept = another.alloc()
 """
     )
+
+
+def test_the_functions_outlive_whoever_made_the_pool() -> None:
+    if not JIT:
+        pytest.skip("jitted code calls them")
+    quiet_child(
+        """
+import gc
+import realalloc as ra
+from numba import cfunc, njit, types
+from realalloc import jit
+def make_pool(arena):
+    @cfunc(types.int64(types.CPointer(types.int64), types.int64, types.int64))
+    def make(words, data, gfp): return data + 1
+    @cfunc(types.void(types.CPointer(types.int64), types.int64))
+    def unmake(words, element): pass
+    return arena.mempool(1, alloc_fn=make, free_fn=unmake, pool_data=5).at
+@njit(nogil=True)
+def work(words, pool):
+    total = 0
+    for _ in range(1000):
+        first, second = jit.mempool_alloc(words, pool), jit.mempool_alloc(words, pool)
+        total += first + second
+        jit.mempool_free(words, pool, first)
+        jit.mempool_free(words, pool, second)
+    return total
+arena = ra.Arena('4MiB')
+at = make_pool(arena)
+gc.collect()
+filler = [cfunc(types.int64(types.int64))(lambda x: x + 1) for _ in range(3)]
+assert work(arena.words, at) == 12000
+arena.close()
+"""
+    )

@@ -41,6 +41,7 @@ from realalloc.mm.layout import (
     WORD_BYTES,
 )
 from realalloc.mm.objects import free_fast
+from realalloc.mm.prim import emit_call
 from realalloc.mm.resize import krealloc_in_place
 from realalloc.mm.sheaf import pop
 
@@ -73,12 +74,7 @@ ZERO_SIZE_OFFSET: Final = 16  # of a lease without a block
 _WORD = ir.IntType(64)
 
 
-def _emit_call_at(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-    link = ir.FunctionType(_WORD, [_WORD] * (len(args) - 1))
-    return builder.call(builder.inttoptr(args[0], link.as_pointer()), args[1:])
-
-
-@native(_emit_call_at)
+@native(emit_call(_WORD))
 def call_at(function: int, first: int, second: int, third: int) -> int:
     """Call a C function of up to three words; those that it does not take are ignored, as are results that it has not."""
     word = ctypes.c_int64

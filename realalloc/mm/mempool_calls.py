@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from realalloc.mm.atomic import address_of, atomic_load, lock, unlock
+from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
+    EBUSY,
     EINVAL,
     ENOMEM,
     GFP_WAIT_BIT,
     H_CLOSED,
     N_NEED,
-    N_STATE,
-    NODE_GRANTED,
-    NODE_WAITING,
     OK,
     ORDER_ALLOC_FIRST,
     ORDER_RESERVE_ONLY,
@@ -43,7 +41,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.mempool import pool_alloc, pool_free
 from realalloc.mm.mempool_face import offer_locked, pool_injects
-from realalloc.mm.mempool_wait import begin_locked, begun_locked, pool_claim, pool_wait_end, sleep_slice
+from realalloc.mm.mempool_wait import begin_locked, begun_locked, nap_until, pool_claim, pool_wait_end
 from realalloc.mm.prim import call_alloc_fn, call_free_fn, monotonic_ns
 from realalloc.mm.reserve import owes
 from realalloc.mm.waiters import account_locked, pool_out, request_of
@@ -161,19 +159,14 @@ def calls_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
     lock(words)
     node = begin_locked(words, p, 1, -1)
     request = request_of(words, node) if node > 0 else 0
-    granted = node > 0 and begun_locked(words, p, node) == OK
+    status = begun_locked(words, p, node) if node > 0 else ENOMEM
     unlock(words)
     if node <= 0:
         return ENOMEM
-    awake = 1
-    while not granted and awake == 1:
-        if atomic_load(words, node + N_STATE) == NODE_WAITING:
-            calls_serve(words, p, GFP_WAIT_BIT)
-        granted = atomic_load(words, node + N_STATE) == NODE_GRANTED
-        if not granted:
-            awake = sleep_slice(words, p, node, timeout_ns, deadline)
-    granted = atomic_load(words, node + N_STATE) == NODE_GRANTED
-    element = pool_claim(words, p, request) if granted else ENOMEM
+    while status == EBUSY:
+        calls_serve(words, p, GFP_WAIT_BIT)
+        status = nap_until(words, p, request, timeout_ns, deadline)
+    element = pool_claim(words, p, request) if status == OK else ENOMEM
     if element < 0:
         pool_wait_end(words, p, request)
     return max(element, ENOMEM)

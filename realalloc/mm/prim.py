@@ -151,7 +151,9 @@ def _emit_monotonic(_context: Any, builder: Any, _signature: Any, _args: Any) ->
     return builder.add(builder.mul(seconds, _constant(NS)), rest)
 
 
-def _emit_call(result: Any) -> Any:
+def emit_call(result: Any) -> Any:
+    """Make what emits a call of the machine code at the address that is the first argument."""
+
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         link = ir.FunctionType(result, [_I64] * (len(args) - 1))
         value = builder.call(builder.inttoptr(args[0], link.as_pointer()), args[1:])
@@ -244,7 +246,7 @@ def futex_sleep(address: int, expected: int, timeout_ns: int) -> int:
     return _futex(address, FUTEX_WAIT_PRIVATE, expected, timeout_ns)
 
 
-@native(_emit_call(_I64))
+@native(emit_call(_I64))
 def call_alloc_fn(address: int, start: int, data: int, gfp: int) -> int:
     """Call ``int64 alloc_fn(int64 *words, int64 data, int64 gfp)`` at an address."""
     link = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -252,7 +254,7 @@ def call_alloc_fn(address: int, start: int, data: int, gfp: int) -> int:
     return called
 
 
-@native(_emit_call(ir.VoidType()))
+@native(emit_call(ir.VoidType()))
 def call_free_fn(address: int, start: int, element: int) -> int:
     """Call ``void free_fn(int64 *words, int64 element)`` at an address."""
     ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(int(address))(int(start), int(element))
