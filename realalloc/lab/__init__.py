@@ -1,4 +1,4 @@
-"""The lab: what ``realalloc bench``, ``stress``, ``record`` and ``replay`` are made of, and the benchmarks of the project itself.
+"""The lab: what ``realalloc bench``, ``stress``, ``record`` and ``replay`` are made of, and what ``bench/`` measures with.
 
 Rooms, bottom up: ``results`` (records, nothing else), ``clock``, ``histogram``, ``counters``, ``machine`` (how things are
 measured), ``streams``, ``loops``, ``peers``, ``workloads`` (what is measured), ``trace`` (recorded programs), ``stress``
