@@ -1,0 +1,139 @@
+"""Run a Python program unchanged, and log what it allocates.
+
+The program runs in a child, as Python itself would run it: hooks are put in place by ``inject/sitecustomize.py`` before
+anything else. This process waits, passes signals on, and turns the log into a trace however the program ended: by its end,
+``os._exit``, ``exec``, a signal. A log is kept beside the trace and removed when the trace is written.
+
+Guarantees: what can be refused is refused before the program starts; a trace is written whole or not at all; if writing it
+fails, the log stays, is named, and can be read as a trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from realalloc.lab.trace import raw
+from realalloc.lab.trace.hooks import objects, read_ticks
+
+INJECT: Final = Path(__file__).parent / "inject"
+VARIABLE: Final = "REALALLOC_RECORD"
+CALIBRATION_SECONDS: Final = 0.05
+PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to record. ``least``: smallest size in bytes; ``events``: how many at most."""
+
+    domains: tuple[str, ...] = raw.DOMAINS
+    least: int = 0
+    events: int = raw.DEFAULT_EVENTS
+
+
+def python_flags() -> list[str]:
+    """Return the options this Python was started with; RuntimeError for those that keep a recording from beginning."""
+    for flag in ("isolated", "ignore_environment", "no_site"):
+        if getattr(sys.flags, flag):
+            raise RuntimeError("recording begins through PYTHONPATH and site: start Python without -I, -E and -S")
+    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]
+
+
+def ticks_per_second() -> float:
+    """Measure the cycle counter against the monotonic clock."""
+    read_ticks()  # compiles
+    begun, first = time.monotonic_ns(), read_ticks()
+    time.sleep(CALIBRATION_SECONDS)
+    ended, last = time.monotonic_ns(), read_ticks()
+    return (last - first) / (ended - begun) * 1e9
+
+
+def program_name(command: Sequence[str]) -> str:
+    """Name a program as traces do: the file without its directory and ending, or the module."""
+    if command[0] == "-m":
+        return command[1]
+    return "command" if command[0] == "-c" else Path(command[0]).stem
+
+
+@contextmanager
+def new_log(directory: Path, name: str, options: Options) -> Iterator[Path]:
+    """Make a log with room for its first chunk; removed if the block raises. OSError where it cannot be."""
+    facts = {
+        "program": name,
+        "domains": list(options.domains),
+        "least": options.least,
+        "limit": options.events,
+        "ticks_per_second": ticks_per_second(),
+    }
+    fd, path = tempfile.mkstemp(prefix=f".{name}-", suffix=".rawtrace", dir=directory)
+    try:
+        with open(fd, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, raw.file_bytes(1))
+            file.write(raw.header(facts))
+        yield Path(path).absolute()
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+
+
+def environment(log: Path, options: Options) -> dict[str, str]:
+    """Return the environment in which a program records into a log."""
+    outer = os.environ.get("PYTHONPATH")
+    config: dict[str, Any] = {
+        "log": str(log),
+        "objects": str(objects()),
+        "mapped": raw.file_bytes(options.events),
+        "header_bytes": raw.HEADER_BYTES,
+        "control_words": raw.CONTROL_WORDS,
+        "limit": options.events,
+        "ready": min(raw.CHUNK_EVENTS, options.events),
+        "least": options.least,
+        "domains": list(options.domains),
+        "layout": {name: getattr(raw, f"C_{name}") for name in ("ON", "FILE", "RING", "PATH", "LIMIT", "READY", "LEAST")},
+        "pythonpath": outer,
+    }
+    config["layout"]["ATTACHED"] = raw.H_ATTACHED
+    paths = [str(INJECT), *([outer] if outer else [])]
+    return {**os.environ, VARIABLE: json.dumps(config), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run(command: Sequence[str], log: Path, options: Options) -> int:
+    """Run ``python *command`` to its end, recording into a log; return its exit code, 128 + n if signal n ended it.
+
+    Signals of the terminal reach the program by themselves; those that others send to this process are passed on.
+    """
+    process = subprocess.Popen([sys.executable, *python_flags(), *command], env=environment(log, options))  # noqa: S603
+    with _signals(process):
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    def ignore(_number: int, _frame: FrameType | None) -> None:
+        """Wait: the program has got it, too."""
+
+    handlers: dict[signal.Signals, Any] = dict.fromkeys(PASSED_ON, pass_on) | dict.fromkeys((signal.SIGINT, signal.SIGQUIT), ignore)
+    saved = {number: signal.getsignal(number) for number in handlers}
+    try:
+        for number, handler in handlers.items():
+            if saved[number] != signal.SIG_IGN:  # else the program ignores it as well
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, before in saved.items():
+            signal.signal(number, before)
