@@ -69,3 +69,12 @@ def reading_ns() -> float:
     _readings(out)
     _readings(out)
     return float(np.median(out)) * ns_per_tick()
+
+
+@functools.cache
+def resolution_ns() -> float:
+    """Return the smallest step that was seen: some processors count in steps of many ticks."""
+    out = np.zeros(READINGS if JIT else READINGS // 20, np.int64)
+    _readings(out)
+    steps = np.diff(np.unique(out))
+    return float(steps.min() if len(steps) else 1) * ns_per_tick()

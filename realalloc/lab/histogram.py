@@ -53,3 +53,16 @@ def filled(histogram: Counts) -> tuple[Counts, Counts]:
     """Return the buckets that are not empty: their largest values, ascending, and their counts."""
     (where,) = np.nonzero(histogram)
     return highest(where), histogram[where]
+
+
+@njit(nogil=True)
+def _count_all(histogram: Counts, values: Counts) -> None:
+    for value in values:
+        histogram[bucket_of(value)] += 1
+
+
+def counted(values: Counts) -> Counts:
+    """Return a histogram of an array of values."""
+    histogram = make()
+    _count_all(histogram, values)
+    return histogram
