@@ -282,8 +282,9 @@ class Series:
             return list(self.seconds), values.tolist()
         kept: list[int] = []
         for part in np.array_split(np.arange(len(values)), max(most // 2, 1)):
-            ends = {0} if np.isnan(values[part]).all() else {np.nanargmin(values[part]), np.nanargmax(values[part])}
-            kept += [int(part[end]) for end in sorted(ends)]
+            piece = values[part]
+            ends = {0} if np.isnan(piece).all() else {int(np.nanargmin(piece)), int(np.nanargmax(piece))}
+            kept += sorted(int(part[end]) for end in ends)
         return [self.seconds[k] for k in kept], values[kept].tolist()
 
 
