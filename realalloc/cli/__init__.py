@@ -18,6 +18,7 @@ from typing import NoReturn, Protocol
 from realalloc.cli.demo import DemoCommand
 from realalloc.cli.info import InfoCommand
 from realalloc.cli.problems import BadInput
+from realalloc.cli.report import ReportCommand
 from realalloc.cli.warmup import WarmupCommand
 from realalloc.errors import OutOfMemory
 from realalloc.text import shown
@@ -39,7 +40,7 @@ class Command(Protocol):
         """Do the work and return the exit code; BadInput for what the user can put right."""
 
 
-COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), WarmupCommand())
+COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), ReportCommand(), WarmupCommand())
 
 
 class Parser(argparse.ArgumentParser):

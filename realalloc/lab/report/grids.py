@@ -58,6 +58,12 @@ class Grid:
         self.rows.append(cells)
         self.marks.append(mark)
 
+    def told(self) -> Grid:
+        """Return the grid without the columns that may go (``rank``) and in which no row says anything."""
+        kept = [k for k, column in enumerate(self.columns) if not column.rank or any(row[k] for row in self.rows)]
+        rows = [tuple(row[k] for k in kept) for row in self.rows]
+        return Grid(self.title, self.caption, tuple(self.columns[k] for k in kept), rows, self.marks)
+
 
 def number(value: float, digits: int) -> str:
     """Spell a number with thousands separated; ``-`` for NaN."""

@@ -35,7 +35,7 @@ def html_page(report: Report) -> str:
     return environment.from_string(source).render(
         report=report,
         overview=_present(grids.duels(report), grids.matrix(report)),
-        standings=[grids.standings(row) for row in report.rows],
+        standings=_present(*(grids.standings(row) for row in report.rows)),
         latencies=_present(*(grids.latencies(row) for row in report.rows)),
         resident=_present(grids.resident(report)),
         charts=[title for title, _ in found],
@@ -48,7 +48,7 @@ def html_page(report: Report) -> str:
 
 
 def _present(*tables: Grid | None) -> list[Grid]:
-    return [table for table in tables if table is not None]
+    return [table.told() for table in tables if table is not None]
 
 
 def _facts(report: Report) -> list[tuple[str, list[tuple[str, Any]]]]:

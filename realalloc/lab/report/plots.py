@@ -17,7 +17,7 @@ from realalloc.lab.results import Report, Series
 from realalloc.text import shown
 
 HEIGHT: Final = 430
-LEGEND: Final = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}}
+LEGEND: Final = {"orientation": "h", "y": -0.17, "yanchor": "top", "x": 0, "font": {"size": 12}}
 
 
 def figures(report: Report) -> list[tuple[str, dict[str, Any]]]:
@@ -51,11 +51,9 @@ def _draw(panel: Panel, look: dict[str, Look]) -> Any:
             up = [high - middle for high, middle in zip(curve.high, curve.ys, strict=True)]
             down = [middle - low for low, middle in zip(curve.low, curve.ys, strict=True)]
             made.data[-1].error_y = {"type": "data", "array": up, "arrayminus": down, "thickness": 1, "width": 3}
-    if panel.kind == LATENCY:
-        _name_percentiles(made, panel)
     made.update_layout(
         height=HEIGHT,
-        margin={"l": 70, "r": 20, "t": 10, "b": 40},
+        margin={"l": 70, "r": 20, "t": 28, "b": 40},
         hovermode="x unified" if panel.kind == TIME else "closest",
         legend=LEGEND,
         showlegend=True,
@@ -64,6 +62,9 @@ def _draw(panel: Panel, look: dict[str, Look]) -> Any:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )
+    if panel.kind == LATENCY:
+        _name_percentiles(made, panel)
+        made.update_xaxes(range=[-0.04, max(curve.xs[-1] for curve in panel.curves) + 0.06])
     if panel.kind == TIME and not any(value < 0 for curve in panel.curves for value in curve.ys):
         made.update_yaxes(rangemode="tozero")
     return made
@@ -71,7 +72,7 @@ def _draw(panel: Panel, look: dict[str, Look]) -> Any:
 
 def _trace(panel: Panel, look: Look, xs: list[float], ys: list[float]) -> dict[str, Any]:
     line = {"color": look.colour, "width": look.width, "dash": look.dash[1]}
-    trace: dict[str, Any] = {"x": xs, "y": ys, "line": line, "mode": "lines"}
+    trace: dict[str, Any] = {"x": xs, "y": ys, "line": line, "mode": "lines", "zorder": int(look.width > 2)}
     if panel.kind == LATENCY:
         line["shape"] = "vh"  # an operation at a percentile took no longer than the next point
     elif panel.kind != TIME:
@@ -87,7 +88,11 @@ def _name_percentiles(made: Any, panel: Panel) -> None:
 
 
 def _axis(label: str, ticks: Sequence[tuple[float, str]] | None, *, log: bool) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": named(label)}, "type": "log" if log else "linear", "zeroline": False}
+    axis: dict[str, Any] = {
+        "title": {"text": named(label), "standoff": 10},
+        "type": "log" if log else "linear",
+        "zeroline": False,
+    }
     if ticks is not None:
         axis |= {"tickvals": [place for place, _ in ticks], "ticktext": [text for _, text in ticks]}
     return axis
