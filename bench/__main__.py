@@ -12,8 +12,7 @@ import argparse
 import sys
 
 from bench.blocks import big, small
-from bench.measure import machine, report, save
-from bench.natives import find_natives
+from bench.measure import report, save
 from bench.network import network
 from bench.pairs import pairs
 from bench.pools import pools
@@ -21,6 +20,8 @@ from bench.soak import soak
 from bench.startup import startup
 from bench.table import natives
 from bench.ways import by_pointer, from_python, jitted_bulk, tail
+from realalloc.lab import machine
+from realalloc.lab.natives import find_natives
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.part != "natives" and not options.smoke and (options.only or options.traces or options.rss):
         parser.error("--only, --traces and --rss belong to natives")
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
     smoke = options.smoke
     right = True
     if options.part == "soak" or (smoke and options.part is None):
@@ -48,7 +49,7 @@ def main() -> None:
     results = []
     if options.part is None:
         results = [small(smoke=smoke), *from_python(smoke=smoke), tail(smoke=smoke), big(smoke=smoke)]
-        results += [*pairs(smoke=smoke), jitted_bulk(smoke=smoke), by_pointer(find_natives(), smoke=smoke)]
+        results += [*pairs(smoke=smoke), jitted_bulk(smoke=smoke), by_pointer(find_natives()[0], smoke=smoke)]
         results += startup(smoke=smoke)
     if options.part == "pools" or (smoke and options.part is None):
         results += pools(smoke=smoke)

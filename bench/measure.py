@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import platform
-import random
 import resource
 import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from realalloc.lab import machine, measure
+from realalloc.lab.measure import Turn
 
 
 @dataclass
@@ -44,81 +42,31 @@ class Result:
         return out
 
 
-def _nothing() -> None:
-    """Do nothing."""
+Contestants = Mapping[str, Callable[[int], object] | Turn]
 
 
-@dataclass
-class Turn:
-    """A contestant with work off the clock: before and after every turn, and after the last."""
-
-    run: Callable[[int], object]
-    prepare: Callable[[], object] = _nothing
-    teardown: Callable[[], object] = _nothing
-    close: Callable[[], object] = _nothing
+def sample(contestants: Contestants, number: int, rounds: int) -> dict[str, list[float]]:
+    """Run every contestant once a round, in another order each; return ns per operation of every round."""
+    turns = {who: run if isinstance(run, Turn) else Turn(_counted(run)) for who, run in contestants.items()}
+    return measure.sample(turns, number, rounds)
 
 
-def sample(
-    contestants: dict[str, Callable[[int], object] | Turn], number: int, rounds: int, *, shuffled: bool = False
-) -> dict[str, list[float]]:
-    """Run every contestant once a round, ``number`` operations each; return ns per operation of every round.
-
-    Shuffled: in another order each round, as who runs after whom matters where working sets are large.
-    """
-    turns = {name: run if isinstance(run, Turn) else Turn(run) for name, run in contestants.items()}
-    samples: dict[str, list[float]] = {name: [] for name in turns}
-    order = list(turns)
-    dice = random.Random(1)
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for round_ in range(rounds + 1):
-            if shuffled:
-                dice.shuffle(order)
-            for name in order:
-                turn = turns[name]
-                turn.prepare()
-                begin = time.perf_counter_ns()
-                turn.run(number)
-                spent = (time.perf_counter_ns() - begin) / number
-                turn.teardown()
-                if round_:  # the first round warms up
-                    samples[name].append(spent)
-        for turn in turns.values():
-            turn.close()
-    finally:
-        if enabled:
-            gc.enable()
-    return samples
-
-
-def interleave(
-    contestants: dict[str, Callable[[int], object] | Turn], number: int, rounds: int, *, shuffled: bool = False
-) -> dict[str, float]:
+def interleave(contestants: Contestants, number: int, rounds: int) -> dict[str, float]:
     """Run every contestant once a round; return median ns per operation."""
-    samples = sample(contestants, number, rounds, shuffled=shuffled)
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return {who: statistics.median(spent) for who, spent in sample(contestants, number, rounds).items()}
+
+
+def _counted(run: Callable[[int], object]) -> Callable[[int], int]:
+    def one(number: int) -> int:
+        run(number)
+        return number
+
+    return one
 
 
 def faults() -> int:
     """Return minor page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def machine() -> dict[str, str]:
-    """Describe where the numbers come from."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return {
-        "cpu": model,
-        "kernel": platform.release(),
-        "python": sys.version.split()[0],
-        "thp": thp.read_text().strip() if thp.exists() else "none",
-    }
 
 
 def report(results: list[Result], *, judge: bool) -> None:
@@ -132,4 +80,4 @@ def report(results: list[Result], *, judge: bool) -> None:
 def save(results: list[Result], path: str) -> None:
     """Write results and the machine as JSON."""
     rows = [asdict(result) for result in results]
-    Path(path).write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
+    Path(path).write_text(json.dumps({"machine": machine.describe(), "results": rows}, indent=1) + "\n")

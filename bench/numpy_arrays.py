@@ -16,7 +16,8 @@ from contextlib import nullcontext
 import numpy as np
 
 import realalloc as ra
-from bench.measure import Result, machine, report, sample
+from bench.measure import Result, report, sample
+from realalloc.lab import machine
 
 MIB = 1 << 20
 EXPRESSIONS = {64: 0.0, 4096: 0.0, 65536: 0.0, MIB: 4.0, 4 * MIB: 2.5, 64 * MIB: 1.3}  # bytes: times as fast as default
@@ -137,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.numpy_arrays")
     parser.add_argument("--smoke", action="store_true", help="small sizes: does it run?")
     smoke = parser.parse_args().smoke
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
     report(rows(smoke=smoke), judge=not smoke)
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from numba import njit
 
 import realalloc as ra
-from bench.kernels import exchange
 from realalloc.jit import kfree, kmalloc, load_word, store_word
+from realalloc.lab.loops.waits import exchange
 
 OPERATIONS = 10**9
 SMOKE_OPERATIONS = 10**7

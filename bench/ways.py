@@ -11,10 +11,10 @@ from numba import njit
 
 import realalloc as ra
 from bench.blocks import _loop
-from bench.kernels import NATIVE
 from bench.measure import Result, interleave
-from bench.natives import Native
 from realalloc.jit import kfree, kmalloc, kmem_cache_alloc_bulk, kmem_cache_free_bulk
+from realalloc.lab.loops import kinds, layers
+from realalloc.lab.natives import Native
 
 BULK = 32
 SIZES = (64, 4096, 64 << 10, 1 << 20)
@@ -102,7 +102,7 @@ def by_pointer(natives: list[Native], *, smoke: bool) -> Result:
         hows = {"realalloc": (ours.malloc, ours.free), **{n.name: (n.alloc, n.free) for n in natives}}
         loops = {who: np.array(how, np.int64) for who, how in hows.items()}
         spent = interleave(
-            {who: lambda n, how=how: NATIVE.pairs(how, 64, n, 1) for who, how in loops.items()},
+            {who: lambda n, how=how: layers.loops(kinds.NATIVE).pairs(how, 64, n, 1) for who, how in loops.items()},
             2000 if smoke else 500_000,
             3 if smoke else 11,
         )

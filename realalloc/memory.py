@@ -92,6 +92,11 @@ class Memory:
         return memoryview(self.mapping)[self._skip + offset : self._skip + offset + nbytes]
 
 
+def anonymous(nbytes: int) -> mmap.mmap:
+    """Map private zeroed pages, as a program would that uses ``mmap`` alone: what arenas are compared with."""
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 class _Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 

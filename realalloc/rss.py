@@ -13,6 +13,7 @@ import functools
 import os
 import resource
 import threading
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -66,14 +67,20 @@ class Usage:
 
 
 class RssSampler:
-    """Watches the resident set from a thread, as a context manager: ``start``, ``peak``, ``end``, ``samples``."""
+    """Watches the resident set from a thread, as a context manager: ``start``, ``peak``, ``end``, ``samples``.
 
-    def __init__(self, interval: float = INTERVAL_SECONDS) -> None:
+    With ``keep``, ``seen`` has (seconds since it began, bytes) of every look.
+    """
+
+    def __init__(self, interval: float = INTERVAL_SECONDS, *, keep: bool = False) -> None:
         """Watch every ``interval`` seconds; ValueError unless it is above zero."""
         if not interval > 0:
             raise ValueError(f"interval must be above 0 seconds, not {interval!r}")
         self.start = self.peak = self.end = 0
         self.samples = 0
+        self.seen: list[tuple[float, int]] = []
+        self._keep = keep
+        self._begun = 0.0
         self._interval = interval
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -82,6 +89,8 @@ class RssSampler:
         seen = rss()
         self.peak = max(self.peak, seen)
         self.samples += 1
+        if self._keep:
+            self.seen.append((time.monotonic() - self._begun, seen))
         return seen
 
     def _watch(self) -> None:
@@ -99,6 +108,8 @@ class RssSampler:
             raise RuntimeError("the sampler is running")
         self._stop.clear()
         self.peak = self.samples = 0
+        self.seen = []
+        self._begun = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="realalloc-rss", daemon=True)
         self._thread.start()
         self.start = self.end = self._look()  # after the thread began: its own stack is not the caller's growth

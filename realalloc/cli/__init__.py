@@ -17,10 +17,11 @@ from typing import NoReturn, Protocol
 
 from realalloc.cli.demo import DemoCommand
 from realalloc.cli.info import InfoCommand
-from realalloc.cli.output import shown
 from realalloc.cli.problems import BadInput
+from realalloc.cli.report import ReportCommand
 from realalloc.cli.warmup import WarmupCommand
 from realalloc.errors import OutOfMemory
+from realalloc.text import shown
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -39,7 +40,7 @@ class Command(Protocol):
         """Do the work and return the exit code; BadInput for what the user can put right."""
 
 
-COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), WarmupCommand())
+COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), ReportCommand(), WarmupCommand())
 
 
 class Parser(argparse.ArgumentParser):

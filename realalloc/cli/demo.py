@@ -14,9 +14,10 @@ import sysconfig
 import textwrap
 from typing import TYPE_CHECKING
 
-from realalloc.cli.output import ProgressLine, print_json, print_table, shown
+from realalloc.cli.output import ProgressLine, print_json
 from realalloc.cli.problems import count_of, refusing, size_of
 from realalloc.sizes import format_bytes
+from realalloc.text import print_table, shown
 
 if TYPE_CHECKING:
     from realalloc.demo import Report

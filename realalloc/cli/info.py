@@ -14,9 +14,10 @@ import resource
 import sys
 from pathlib import Path
 
-from realalloc.cli.output import print_json, print_table
+from realalloc.cli.output import print_json
 from realalloc.cli.problems import refusing, size_of
 from realalloc.sizes import format_bytes
+from realalloc.text import print_table
 
 UNKNOWN = "unknown"
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -1,70 +1,25 @@
-"""Tables, and a line of progress: with ``rich`` on a terminal if it is installed, else plain aligned text.
+"""JSON on stdout, and a line of progress on stderr: with ``rich`` on a terminal if it is installed, else plain text.
 
-Guarantees: what goes into a pipe or a file is plain lines without control characters, whatever file names say.
-Tables go to stdout, progress to stderr; in a pipe, progress is one line a stage.
+In a pipe, progress is one line a stage. Tables are printed by ``realalloc/text.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
+
+from realalloc.text import use_rich
 
 CLEAR_LINE = "\r\x1b[K"
-
-
-def shown(text: str) -> str:
-    """Return text that is safe to print: control characters and undecodable bytes are escaped."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def use_rich(stream: TextIO) -> bool:
-    """Say whether ``stream`` is a terminal and rich is there."""
-    return stream.isatty() and importlib.util.find_spec("rich") is not None
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=2))
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a title; the first column is names, the others are right-aligned."""
-    if use_rich(sys.stdout):
-        _rich_table(title, columns, rows)
-    else:
-        print("\n".join(plain_table(title, columns, rows)))
-
-
-def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title, "bold"), title_justify="left", show_header=any(columns))
-    for number, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if number == 0 or len(columns) == 2 else "right")
-    for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
-    Console(file=sys.stdout).print(table)
-
-
-def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of an aligned table."""
-    cells = [[shown(cell) for cell in row] for row in ([columns, *rows] if any(columns) else rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(columns))]
-    lines = [title]
-    for row in cells:
-        left = [row[0].ljust(widths[0])]
-        pairs = zip(row[1:], widths[1:], strict=True)
-        rest = row[1:] if len(columns) == 2 else [cell.rjust(width) for cell, width in pairs]
-        lines.append("  " + "  ".join(left + rest).rstrip())
-    return lines
 
 
 class ProgressLine:

@@ -11,7 +11,7 @@ from support import run_child
 
 from realalloc import OutOfMemory, __version__
 from realalloc.cli import COMMANDS, make_parser
-from realalloc.cli.output import ProgressLine, plain_table, shown
+from realalloc.cli.output import ProgressLine
 from realalloc.cli.problems import BadInput, refusing
 
 
@@ -122,30 +122,6 @@ def test_refusing_names_the_file() -> None:
 def test_parser_never_exits_on_errors() -> None:
     with pytest.raises(BadInput, match="--help"):
         make_parser().parse_args(["nothing"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("plain é", "plain é"),
-        ("two\nlines", r"two\nlines"),
-        ("\x1b[2Jred", r"\x1b[2Jred"),
-        ("\x9b31m", r"\x9b31m"),
-        (os.fsdecode(b"caf\xe9"), r"caf\udce9"),
-        ("right\u202eleft", r"right\u202eleft"),
-    ],
-)
-def test_shown_escapes_what_a_terminal_would_obey(text: str, expected: str) -> None:
-    assert shown(text) == expected
-
-
-def test_plain_table_is_aligned() -> None:
-    lines = plain_table("title", ("", "a", "bb"), [("row", "1", "22"), ("longer row", "333", "4")])
-    assert lines == ["title", "                a  bb", "  row           1  22", "  longer row  333   4"]
-
-
-def test_plain_table_without_header_leaves_values_left() -> None:
-    assert plain_table("t", ("", ""), [("k", "v\n"), ("key", "w")]) == ["t", r"  k    v\n", "  key  w"]
 
 
 def test_output_that_the_encoding_cannot_say_is_escaped() -> None:

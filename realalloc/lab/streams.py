@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import lzma
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
 
 LEAST = 8  # every object has its first 8 bytes written
 SMALL_MIX = (16, 32, 48, 64, 96, 128, 192, 256)
@@ -37,58 +40,58 @@ class Operations(NamedTuple):
     name: str
     places: int
     warm: int  # so many operations only build the initial heap
-    slots: np.ndarray
-    sizes: np.ndarray
+    slots: Array
+    sizes: Array
 
 
 def _dice(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def slots(places: int, number: int, seed: int = 1) -> np.ndarray:
+def slots(places: int, number: int, seed: int = 1) -> Array:
     """Draw slots uniformly."""
     return _dice(seed).integers(0, places, number, dtype=np.int32)
 
 
-def log_uniform(low: int, high: int, number: int, seed: int = 2) -> np.ndarray:
+def log_uniform(low: int, high: int, number: int, seed: int = 2) -> Array:
     """Draw sizes whose logarithms are uniform."""
     return np.exp(_dice(seed).uniform(np.log(low), np.log(high + 1), number)).astype(np.int32)
 
 
-def uniform(low: int, high: int, number: int, seed: int = 3) -> np.ndarray:
+def uniform(low: int, high: int, number: int, seed: int = 3) -> Array:
     """Draw sizes from low to high - 1."""
     return _dice(seed).integers(low, high, number, dtype=np.int32)
 
 
-def inverse_square(low: int, high: int, number: int, seed: int = 4) -> np.ndarray:
+def inverse_square(low: int, high: int, number: int, seed: int = 4) -> Array:
     """Draw sizes with a density ~ 1 / size squared."""
     share = _dice(seed).uniform(0, 1, number)
     return np.maximum(1 / (1 / low - share * (1 / low - 1 / high)), LEAST).astype(np.int32)
 
 
-def mix(number: int, seed: int = 5) -> np.ndarray:
+def mix(number: int, seed: int = 5) -> Array:
     """Draw from eight small sizes."""
     return _dice(seed).choice(np.array(SMALL_MIX, np.int32), number)
 
 
-def xmalloc(number: int, seed: int = 16) -> np.ndarray:
+def xmalloc(number: int, seed: int = 16) -> Array:
     """Draw from the sizes of xmalloc."""
     return _dice(seed).choice(np.array(XMALLOC_SIZES, np.int32), number)
 
 
-def tents(low: int, high: int, number: int, seed: int = 17) -> np.ndarray:
+def tents(low: int, high: int, number: int, seed: int = 17) -> Array:
     """Draw the sizes of rptest, most of them small; multiples of 8."""
     u = _dice(seed).uniform(0, 1, (3, number))
     return (low + (high - low) * u[2] * np.abs(1 - u[0] - u[1])).astype(np.int32) & ~7
 
 
-def ruler(number: int, seed: int = 18) -> np.ndarray:
+def ruler(number: int, seed: int = 18) -> Array:
     """Draw the sizes of alloc-test: half of them up to 8, a quarter up to 16, and so on up to 1024."""
     order = np.minimum(_dice(seed).geometric(0.5, number) - 1, 7)
     return np.maximum((_dice(seed + 1).uniform(1, 2, number) * (4 << order)).astype(np.int32) + 1, LEAST)
 
 
-def pareto(places: int, number: int, seed: int = 20) -> np.ndarray:
+def pareto(places: int, number: int, seed: int = 20) -> Array:
     """Draw slots, most of them few, these all over the place."""
     dice = _dice(seed)
     ends = np.cumsum(PARETO_WIDE) / sum(PARETO_WIDE) * places
@@ -97,12 +100,14 @@ def pareto(places: int, number: int, seed: int = 20) -> np.ndarray:
     return dice.permutation(places)[np.minimum(drawn, places - 1)].astype(np.int32)
 
 
-def order(kind: str, count: int) -> np.ndarray:
-    """Return in which order a batch is freed."""
+def order(kind: str, count: int, seed: int = 6) -> Array:
+    """Return in which order a batch is freed: LIFO, FIFO, shuffled, or glibc-simple: half in order, the rest backwards."""
     inorder = np.arange(count, dtype=np.int32)
     if kind == "LIFO":
         return inorder[::-1].copy()
-    return inorder if kind == "FIFO" else _dice(6).permutation(inorder)
+    if kind == "glibc-simple":
+        return np.concatenate([inorder[: count // 2], inorder[count // 2 :][::-1]])
+    return inorder if kind == "FIFO" else _dice(seed).permutation(inorder)
 
 
 def sh6_sizes() -> list[int]:
@@ -156,3 +161,15 @@ def load_traces(directory: str) -> list[Operations]:
         sizes = np.where(pairs[:, 1] < 0, -1, np.maximum(pairs[:, 1], LEAST))
         found.append(Operations(path.name.partition(".")[0], places, warm, pairs[:, 0].copy(), sizes.astype(np.int32)))
     return found
+
+
+def bursts(number: int, mean_burst: int, mean_gap_ns: float, seed: int = 21) -> Array:
+    """Draw when requests are due, in ns from 0: bursts of a geometric number at once, exponential pauses between them."""
+    dice = _dice(seed)
+    sizes = dice.geometric(1 / mean_burst, number)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = starts[starts < number].astype(np.int64)
+    pauses = dice.exponential(mean_gap_ns * mean_burst, len(starts))
+    when = np.zeros(number)
+    when[starts] = pauses
+    return np.cumsum(when)

@@ -6,17 +6,20 @@ are returned: they have to be the same for all.
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import njit
 
-from bench.waits import bump_at, fill, total_of
+from realalloc.lab.loops.waits import bump_at, fill, total_of
 from realalloc.lease.capi import load_at, store_at
 
 
-def make(alloc, free, at):
+def make(f: Any) -> dict[str, Any]:
     """Make the loops over one kind of allocator."""
+    alloc, free, at = f.alloc, f.free, f.at
 
     @njit(nogil=True)
-    def toggle(how, blocks, held, slots, sizes, begin, end):
+    def toggle(how: Any, blocks: Any, held: Any, slots: Any, sizes: Any, begin: int, end: int) -> int:
         """Read and free what a slot holds; where it is empty, fill it with an object that is all written."""
         total = 0
         for k in range(begin, end):
@@ -35,7 +38,7 @@ def make(alloc, free, at):
         return total
 
     @njit(nogil=True)
-    def zero(how, blocks, held, slots, sizes, begin, end):
+    def zero(how: Any, blocks: Any, held: Any, slots: Any, sizes: Any, begin: int, end: int) -> int:
         """Replace what a slot holds by an object that is all zeroed, but for its number at both ends."""
         total = 0
         for k in range(begin, end):
@@ -55,7 +58,7 @@ def make(alloc, free, at):
         return total
 
     @njit(nogil=True)
-    def replay_full(how, blocks, slots, sizes, begin, end):
+    def replay_full(how: Any, blocks: Any, slots: Any, sizes: Any, begin: int, end: int) -> int:
         """Allocate into a slot and write all of it, or free it where the size is negative."""
         for k in range(begin, end):
             slot, size = slots[k], sizes[k]
@@ -71,7 +74,7 @@ def make(alloc, free, at):
         return 0
 
     @njit(nogil=True)
-    def scratch(how, gift, repeats, writes):
+    def scratch(how: Any, gift: int, repeats: int, writes: int) -> int:
         """Free what another thread allocated; then write to small objects of one's own, again and again."""
         if gift != 0:
             free(how, gift)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from realalloc.lease.capi import load_at, store_at
 from realalloc.mm.atomic import atomic_load, atomic_store, compare_and_swap
+from realalloc.mm.jit import Words, native
 from realalloc.mm.prim import sched_yield
 
-SPINS = 1000  # looks before the processor is offered: a peer's thread may not be running
-LINE = 16  # words between two marks of different threads: two cache lines, as lines are fetched in pairs
+SPINS: Final = 1000  # looks before the processor is offered: a peer's thread may not be running
+LINE: Final = 16  # words between two marks of different threads: two cache lines, as lines are fetched in pairs
 
 _I64 = ir.IntType(64)
 _MULTIPLIER, _INCREMENT, _STATE = 0x5DEECE66D, 11, (1 << 48) - 1  # those of drand48(3)
 
 
 @njit(forceinline=True)
-def wait_above(marks, index, least):
+def wait_above(marks: Words, index: int, least: int) -> None:
     """Wait until a mark has reached ``least``."""
     spins = 0
     while atomic_load(marks, index) < least:
@@ -28,7 +30,7 @@ def wait_above(marks, index, least):
 
 
 @njit(forceinline=True)
-def exchange(slots, index, value):
+def exchange(slots: Words, index: int, value: int) -> int:
     """Put a value into a slot and return what was there."""
     while True:
         old = atomic_load(slots, index)
@@ -37,7 +39,7 @@ def exchange(slots, index, value):
 
 
 @njit(forceinline=True)
-def enter(marks, index):
+def enter(marks: Words, index: int) -> None:
     """Take a lock."""
     spins = 0
     while compare_and_swap(marks, index, 0, 1) == 0:
@@ -47,26 +49,26 @@ def enter(marks, index):
 
 
 @njit(forceinline=True)
-def leave(marks, index):
+def leave(marks: Words, index: int) -> None:
     """Release a lock."""
     atomic_store(marks, index, 0)
 
 
 @njit(forceinline=True)
-def roll(state):
+def roll(state: int) -> int:
     """Return the next state of the dice; ``state >> 17`` is a number of 31 bits."""
     return (state * _MULTIPLIER + _INCREMENT) & _STATE
 
 
 @njit(forceinline=True)
-def fill(address, nbytes, value):
+def fill(address: int, nbytes: int, value: int) -> None:
     """Write all whole words of a block."""
     for k in range(nbytes >> 3):
         store_at(address + 8 * k, value)
 
 
 @njit(forceinline=True)
-def total_of(address, nbytes):
+def total_of(address: int, nbytes: int) -> int:
     """Read all whole words of a block."""
     total = 0
     for k in range(nbytes >> 3):
@@ -74,14 +76,14 @@ def total_of(address, nbytes):
     return total
 
 
-@intrinsic
-def bump_at(_typing_context, address):
+def _emit_bump(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    pointer = builder.inttoptr(args[0], _I64.as_pointer())
+    value = builder.add(builder.load_atomic(pointer, "monotonic", 8), ir.Constant(_I64, 1))
+    builder.store_atomic(value, pointer, "monotonic", 8)
+    return value
+
+
+@native(_emit_bump)
+def bump_at(address: int) -> int:
     """Load, add 1, store, each of them really done; not one locked instruction."""
-
-    def emit(_context, builder, _signature, args):
-        pointer = builder.inttoptr(args[0], _I64.as_pointer())
-        value = builder.add(builder.load_atomic(pointer, "monotonic", 8), ir.Constant(_I64, 1))
-        builder.store_atomic(value, pointer, "monotonic", 8)
-        return value
-
-    return types.int64(types.int64) if isinstance(address, types.Integer) else None, emit
+    return store_at(address, load_at(address) + 1)

@@ -5,10 +5,12 @@ Objects say in themselves what they hold, so whoever frees one checks it: CORRUP
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-from bench.waits import LINE, enter, exchange, fill, leave, roll, wait_above
+from realalloc.lab.loops.waits import LINE, enter, exchange, fill, leave, roll, wait_above
 from realalloc.lease.capi import load_at, store_at
 from realalloc.mm.atomic import atomic_load, atomic_store, compare_and_swap
 from realalloc.mm.prim import sched_yield
@@ -26,11 +28,12 @@ HEADER = 24  # bytes: the next one, its array, the number of its objects
 PAGE = 4096
 
 
-def make(alloc, free, at):
+def make(f: Any) -> dict[str, Any]:
     """Make the loops over one kind of allocator."""
+    alloc, free, at = f.alloc, f.free, f.at
 
     @njit(nogil=True)
-    def hand_out(how, sizes, stack, batches):
+    def hand_out(how: Any, sizes: Any, stack: Any, batches: int) -> int:
         """Allocate batches, each in an array that is allocated as well; put them onto a stack. A failure goes there as 0."""
         failed = False
         for batch in range(batches):
@@ -57,7 +60,7 @@ def make(alloc, free, at):
         return -1 if failed else 0
 
     @njit(nogil=True)
-    def take_in(how, stack, batches):
+    def take_in(how: Any, stack: Any, batches: int) -> int:
         """Take batches, read and free everything."""
         total = 0
         for _ in range(batches):
@@ -81,7 +84,7 @@ def make(alloc, free, at):
         return total
 
     @njit
-    def new_items(how, items):
+    def new_items(how: Any, items: int) -> int:
         block = alloc(how, 8 * items)
         if block != 0:
             for k in range(items):
@@ -89,7 +92,7 @@ def make(alloc, free, at):
         return block
 
     @njit
-    def free_items(how, block):
+    def free_items(how: Any, block: int) -> int:
         if block == 0:
             return 0
         address = at(how, block)
@@ -101,7 +104,7 @@ def make(alloc, free, at):
         return wrong
 
     @njit(nogil=True)
-    def stress(how, seed, count, retained, table):
+    def stress(how: Any, seed: int, count: int, retained: int, table: Any) -> int:
         """Allocate some that die young and some that stay, exchange some with other threads; free all of one's own."""
         state = seed
         kept = alloc(how, max(8 * retained, 8))
@@ -160,7 +163,7 @@ def make(alloc, free, at):
         return CORRUPT if wrong != 0 else total
 
     @njit(nogil=True)
-    def clear(how, table, keep):
+    def clear(how: Any, table: Any, keep: int) -> int:
         """Free what the table holds, but for every second entry if asked to keep some."""
         wrong = 0
         for k in range(len(table)):
@@ -170,7 +173,7 @@ def make(alloc, free, at):
         return CORRUPT if wrong != 0 else 0
 
     @njit
-    def new_tagged(how, size):
+    def new_tagged(how: Any, size: int) -> int:
         block = alloc(how, size)
         if block != 0:
             address = at(how, block)
@@ -180,7 +183,7 @@ def make(alloc, free, at):
         return block
 
     @njit
-    def free_tagged(how, block):
+    def free_tagged(how: Any, block: int) -> int:
         if block == 0:
             return 0
         address = at(how, block)
@@ -190,7 +193,7 @@ def make(alloc, free, at):
         return wrong
 
     @njit
-    def free_posted(how, header):
+    def free_posted(how: Any, header: int) -> int:
         wrong = 0
         while header != 0:
             address = at(how, header)
@@ -203,7 +206,7 @@ def make(alloc, free, at):
         return wrong
 
     @njit(nogil=True)
-    def correspond(how, me, threads, blocks, posts, sizes, seed, loops):
+    def correspond(how: Any, me: int, threads: int, blocks: Any, posts: Any, sizes: Any, seed: int, loops: int) -> int:
         """Free and replace some of one's own, strided by primes; every second time post as many to another thread."""
         state = seed
         total, wrong = 0, 0
@@ -253,7 +256,7 @@ def make(alloc, free, at):
         return CORRUPT if wrong != 0 else total
 
     @njit(nogil=True)
-    def part(how, me, blocks, posts):
+    def part(how: Any, me: int, blocks: Any, posts: Any) -> int:
         """Free one's own and what was posted."""
         wrong = free_posted(how, exchange(posts, LINE * me, 0))
         for k in range(len(blocks)):
@@ -262,7 +265,7 @@ def make(alloc, free, at):
         return CORRUPT if wrong != 0 else 0
 
     @njit(nogil=True)
-    def leak(how, table, index):
+    def leak(how: Any, table: Any, index: int) -> int:
         """Leave a zeroed object in a shared slot, free what was there; the thread ends after that."""
         block = alloc(how, 128)
         if block == 0:

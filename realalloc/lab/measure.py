@@ -1,0 +1,223 @@
+"""How a row is measured: contestants take turns in shuffled order, in every round, as the machine is shared and noisy.
+
+A *turn* runs a number of operations on the clock, with work before and after it off the clock. A *contestant* gives a fresh
+turn for each layer: ``plain`` turns make the nanoseconds, a ``checked`` turn the checksum, ``timed`` turns the latencies, so
+that neither proof nor timing is in what the others measure.
+Guarantees: a row appears only if every contestant did the same work: the checksums, or what the loops return, are equal; an
+allocation that fails is an error, as a fast failure is no result. Whatever happens, every turn that was begun is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from realalloc.lab import counters
+from realalloc.lab.loops.crowds import CORRUPT
+from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
+from realalloc.lab.results import JITTED, Counters, Entry, Latency, Row
+
+TIMED_TURNS: Final = 3
+LEAST_NS: Final = 1.0  # where the channel hides the work, nothing is left of it but noise
+
+
+class WorkDiffers(AssertionError):
+    """Two contestants did not do the same work, or did not find what they had written."""
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass
+class Turn:
+    """Work on the clock, ``run(operations)``, which returns a sum; and off it: before and after every turn, and at the end.
+
+    ``cost_ns`` answers ns per operation of the last run where that is not the time of the wall: response times of a schedule.
+    """
+
+    run: Callable[[int], int]
+    prepare: Callable[[], object] = _nothing
+    teardown: Callable[[], object] = _nothing
+    close: Callable[[], object] = _nothing
+    cost_ns: Callable[[], float] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row to be measured. ``make`` gives a peer's turn; ``content`` says that the layer ``checked`` proves the work: that
+    the first words of objects hold the same for everybody. Else what ``run`` returns does.
+    """
+
+    workload: str
+    case: str
+    number: int  # operations in a round
+    make: Callable[[Any], Turn]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    operation: str = "alloc + free"
+    view: str = JITTED
+    threads: int = 1
+    size_bytes: int | None = None
+    content: bool = True
+    timed: bool = True
+    harness: bool = True
+    subtracted: bool = False  # the harness is a channel between threads: it is taken off, round by round
+
+    @property
+    def name(self) -> str:
+        """Workload and case."""
+        return f"{self.workload} {self.case}".strip()
+
+
+class Contestant(Protocol):
+    """Somebody who takes turns in a row."""
+
+    name: str
+
+    def layered(self, layer: str) -> Any:
+        """Return the same with a layer around it."""
+
+    def latencies(self) -> tuple[Latency, ...]:
+        """Return what ``timed`` recorded."""
+
+    def checksum(self) -> int:
+        """Return what ``checked`` counted."""
+
+
+OnRound = Callable[[str, int, int], None]
+
+
+def check(result: int) -> int:
+    """Return what a loop returned; raise where an allocation failed or contents had changed."""
+    if result == CORRUPT:
+        raise WorkDiffers("a workload did not find what it had written")
+    if result < 0:
+        raise MemoryError("an allocation of a workload failed")
+    return result
+
+
+@dataclass
+class _Seen:
+    rounds: list[float] = field(default_factory=list)
+    counted: list[Counters] = field(default_factory=list)
+    returned: list[int] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep the cyclic collector from running in the middle of a turn."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _one(turn: Turn, number: int, seen: _Seen) -> None:
+    turn.prepare()
+    before = counters.now()
+    begin = time.perf_counter_ns()
+    returned = turn.run(number)
+    spent = (time.perf_counter_ns() - begin) / number
+    counted = counters.since(before)
+    turn.teardown()
+    seen.rounds.append(spent if turn.cost_ns is None else turn.cost_ns())
+    seen.counted.append(counted)
+    seen.returned.append(returned)
+
+
+def take_turns(
+    turns: Mapping[str, Turn], number: int, rounds: int, seed: int = 1, on_round: Callable[[int], None] | None = None
+) -> dict[str, _Seen]:
+    """Run every turn once a round, in another order each; the first round warms up and is not kept.
+
+    Ctrl-C between rounds ends it: what is whole is kept, nothing is a KeyboardInterrupt.
+    """
+    seen = {name: _Seen() for name in turns}
+    order = list(turns)
+    dice = random.Random(seed)  # noqa: S311  # who goes first is no secret
+    with contextlib.ExitStack() as stack, without_collector():
+        for turn in turns.values():
+            stack.callback(turn.close)
+        for round_ in range(rounds + 1):
+            dice.shuffle(order)
+            for name in order:
+                _one(turns[name], number, seen[name] if round_ else _Seen())
+            if on_round is not None and round_:
+                on_round(round_)
+    return seen
+
+
+def sample(turns: Mapping[str, Turn], number: int, rounds: int, seed: int = 1) -> dict[str, list[float]]:
+    """Run every turn once a round; return ns per operation of every round."""
+    return {name: found.rounds for name, found in take_turns(turns, number, rounds, seed).items()}
+
+
+def _only_turn(case: Case, contestant: Contestant, layer: str, turns: int) -> tuple[Any, list[int]]:
+    """Run a layered contestant alone: it, and what it returned."""
+    layered = contestant.layered(layer)
+    turn, seen = case.make(layered), _Seen()
+    with contextlib.ExitStack() as stack, without_collector():
+        stack.callback(turn.close)
+        for _ in range(turns):
+            _one(turn, case.number, seen)
+    return layered, seen.returned
+
+
+def _agree(case: Case, found: Mapping[str, Any]) -> None:
+    if len(set(map(str, found.values()))) > 1:
+        raise WorkDiffers(f"{case.name}: not the same work: {dict(found)}")
+
+
+def measure(
+    case: Case,
+    contestants: Sequence[Contestant],
+    rounds: int,
+    *,
+    harness: Contestant | None = None,
+    seed: int = 1,
+    latency: bool = True,
+    on_round: Callable[[int], None] | None = None,
+) -> Row:
+    """Measure one row; WorkDiffers or MemoryError if it is none."""
+    sums = {who.name: _only_turn(case, who, CHECKED, 1)[0].checksum() for who in contestants if case.content}
+    _agree(case, sums)
+    everyone = [*contestants, *([harness] if harness is not None and case.harness else [])]
+    turns = {who.name: case.make(who.layered(PLAIN)) for who in everyone}
+    seen = take_turns(turns, case.number, rounds, seed, on_round)
+    alone = seen.pop(harness.name).rounds if harness is not None and case.harness else None
+    _agree(case, {name: found.returned for name, found in seen.items()})
+    if case.subtracted and alone is not None:
+        for found in seen.values():
+            found.rounds = [max(spent - channel, LEAST_NS) for spent, channel in zip(found.rounds, alone, strict=True)]
+    timed = {}
+    if latency and case.timed:
+        timed = {who.name: _only_turn(case, who, TIMED, TIMED_TURNS)[0].latencies() for who in contestants}
+    entries = tuple(
+        Entry(
+            peer=name,
+            rounds_ns=tuple(found.rounds),
+            latencies=timed.get(name, ()),
+            counters=counters.total(found.counted),
+            checksum=sums.get(name, found.returned[-1]),
+        )
+        for name, found in seen.items()
+    )
+    return Row(
+        workload=case.workload,
+        case=case.case,
+        view=case.view,
+        operation=case.operation,
+        operations=case.number,
+        parameters={**case.parameters, "threads": case.threads},
+        entries=entries,
+        harness_ns=None if alone is None else sorted(alone)[len(alone) // 2],
+        size_bytes=case.size_bytes,
+    )
