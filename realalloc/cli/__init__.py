@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
+from realalloc.cli.bench import BenchCommand
 from realalloc.cli.demo import DemoCommand
 from realalloc.cli.info import InfoCommand
 from realalloc.cli.problems import BadInput
@@ -40,7 +41,7 @@ class Command(Protocol):
         """Do the work and return the exit code; BadInput for what the user can put right."""
 
 
-COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), ReportCommand(), WarmupCommand())
+COMMANDS: tuple[Command, ...] = (BenchCommand(), DemoCommand(), InfoCommand(), ReportCommand(), WarmupCommand())
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _printable():
         try:
             args = make_parser().parse_args(argv)
+            args.own_process = argv is None  # not called by a program: the command may start itself again
             where = f"realalloc {args.command.name}"
             code = int(args.command.run(args))
             sys.stdout.flush()

@@ -25,30 +25,32 @@ def print_json(value: Any) -> None:
 class ProgressLine:
     """Shows stages on stderr: a bar, a line that is overwritten, or in a pipe a line a stage. A context manager.
 
-    ``quiet`` shows nothing. Nothing is drawn before the first ``update``, so that others may use the line until then.
+    ``quiet`` shows nothing; ``unit`` is what is counted. Nothing is drawn before the first ``update``,
+    so that others may use the line until then.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, unit: str = "files") -> None:
         """Choose how; nothing is shown yet."""
         self._stage = ""
         self._bar: Any = None
         self._task: Any = None
         self._quiet = quiet
+        self._unit = unit
         self._terminal = sys.stderr.isatty()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` files of a stage are read."""
+        """Show that a stage is on, and ``done`` of ``total``."""
         fresh, self._stage = stage != self._stage, stage
         if self._quiet:
             return
         if use_rich(sys.stderr):
             self._draw(stage, done, total, fresh=fresh)
         elif self._terminal:
-            text = f"{stage}: {done}/{total} files"
+            text = f"{stage}: {done}/{total} {self._unit}"
             sys.stderr.write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
             sys.stderr.flush()
         elif fresh:
-            print(f"{stage}: {total} files", file=sys.stderr)
+            print(f"{stage}: {f'{done} of ' if done else ''}{total} {self._unit}", file=sys.stderr)
 
     def _draw(self, stage: str, done: int, total: int, *, fresh: bool) -> None:
         from rich.console import Console

@@ -21,6 +21,7 @@ from realalloc.mm.jit import JIT, native
 
 CALIBRATION_NS: Final = 20_000_000
 READINGS: Final = 20_000
+OFTEN: Final = 10  # one in so many
 
 
 def _emit_cycles(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
@@ -73,8 +74,12 @@ def reading_ns() -> float:
 
 @functools.cache
 def resolution_ns() -> float:
-    """Return the smallest step that was seen: some processors count in steps of many ticks."""
+    """Return the step that the counter moves by: some processors count many ticks at once, and intervals have such steps.
+
+    The greatest common divisor of the intervals that are seen often; rare ones were interrupted.
+    """
     out = np.zeros(READINGS if JIT else READINGS // 20, np.int64)
     _readings(out)
-    steps = np.diff(np.unique(out))
-    return float(steps.min() if len(steps) else 1) * ns_per_tick()
+    values, counts = np.unique(out, return_counts=True)
+    often = values[(counts * OFTEN >= len(out)) & (values > 0)]
+    return float(np.gcd.reduce(often) if len(often) else 1) * ns_per_tick()

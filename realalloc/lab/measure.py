@@ -136,16 +136,11 @@ def _one(turn: Turn, number: int, seen: _Seen) -> None:
 def take_turns(
     turns: Mapping[str, Turn], number: int, rounds: int, seed: int = 1, on_round: Callable[[int], None] | None = None
 ) -> dict[str, _Seen]:
-    """Run every turn once a round, in another order each; the first round warms up and is not kept.
-
-    Ctrl-C between rounds ends it: what is whole is kept, nothing is a KeyboardInterrupt.
-    """
+    """Run every turn once a round, in another order each; the first round warms up and is not kept. Nothing is closed."""
     seen = {name: _Seen() for name in turns}
     order = list(turns)
     dice = random.Random(seed)  # noqa: S311  # who goes first is no secret
-    with contextlib.ExitStack() as stack, without_collector():
-        for turn in turns.values():
-            stack.callback(turn.close)
+    with without_collector():
         for round_ in range(rounds + 1):
             dice.shuffle(order)
             for name in order:
@@ -156,8 +151,11 @@ def take_turns(
 
 
 def sample(turns: Mapping[str, Turn], number: int, rounds: int, seed: int = 1) -> dict[str, list[float]]:
-    """Run every turn once a round; return ns per operation of every round."""
-    return {name: found.rounds for name, found in take_turns(turns, number, rounds, seed).items()}
+    """Run every turn once a round, close them; return ns per operation of every round."""
+    with contextlib.ExitStack() as stack:
+        for turn in turns.values():
+            stack.callback(turn.close)
+        return {name: found.rounds for name, found in take_turns(turns, number, rounds, seed).items()}
 
 
 def _only_turn(case: Case, contestant: Contestant, layer: str, turns: int) -> tuple[Any, list[int]]:
@@ -190,8 +188,12 @@ def measure(
     sums = {who.name: _only_turn(case, who, CHECKED, 1)[0].checksum() for who in contestants if case.content}
     _agree(case, sums)
     everyone = [*contestants, *([harness] if harness is not None and case.harness else [])]
-    turns = {who.name: case.make(who.layered(PLAIN)) for who in everyone}
-    seen = take_turns(turns, case.number, rounds, seed, on_round)
+    turns: dict[str, Turn] = {}
+    with contextlib.ExitStack() as stack:
+        for who in everyone:
+            turns[who.name] = case.make(who.layered(PLAIN))
+            stack.callback(turns[who.name].close)
+        seen = take_turns(turns, case.number, rounds, seed, on_round)
     alone = seen.pop(harness.name).rounds if harness is not None and case.harness else None
     _agree(case, {name: found.returned for name, found in seen.items()})
     if case.subtracted and alone is not None:

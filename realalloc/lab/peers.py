@@ -18,6 +18,7 @@ from realalloc.lab import recorder
 from realalloc.lab.loops import kinds, layers
 from realalloc.lab.loops.kinds import Functions
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
+from realalloc.lab.measure import WorkDiffers
 from realalloc.lab.natives import Native
 from realalloc.lab.results import Latency
 
@@ -87,7 +88,7 @@ def nobody(objects: int = kinds.FEW) -> Peer:
 
 @contextlib.contextmanager
 def jitted_peers(natives: Sequence[Native], *, with_ours: bool = True) -> Iterator[list[Peer]]:
-    """Give ours, in a fresh arena, and natives; afterwards nothing may be left and every structure must be sound."""
+    """Give ours, in a fresh arena, and natives; WorkDiffers if anything is left afterwards, and structures must be sound."""
     others = [native(found) for found in natives]
     if not with_ours:
         yield others
@@ -96,4 +97,4 @@ def jitted_peers(natives: Sequence[Native], *, with_ours: bool = True) -> Iterat
         yield [ours(arena.words), *others]
         arena.validate()
         if arena.stats().live_objects:
-            raise AssertionError("a workload left objects behind")
+            raise WorkDiffers("objects were left behind")

@@ -1,13 +1,14 @@
 """Who takes part as a Python program sees it: everything that gives a writable buffer, or an element of a pool.
 
-A *source* is said in Python: an expression that takes, a statement that gives back, one that views. Loops are compiled from these
-texts, as ``timeit`` does, so that a peer's call is in the loop and not behind a lambda.
+A *source* is said in Python: an expression that takes, a statement that gives back, one that views. Loops are compiled from
+these texts, as ``timeit`` does, so that a peer's call is in the loop and not behind a lambda.
 Guarantees: what is missing on this machine is named with its reason. The loops of one workload differ in these texts only.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import queue
 import time
 from collections import deque
@@ -57,8 +58,7 @@ def _arena(size: int, live: int) -> Opened:
 
 def _arrow(backend: str) -> Callable[[int, int], Opened]:
     def opened(size: int, _live: int) -> Opened:
-        import pyarrow as pa  # noqa: PLC0415  # an extra that may not be there
-
+        pa: Any = importlib.import_module("pyarrow")  # an extra that may not be there
         pool = {"default": pa.default_memory_pool, "system": pa.system_memory_pool}[backend]()
         return {"allocate": functools.partial(pa.allocate_buffer, memory_pool=pool), "size": size}, _nothing
 
@@ -87,6 +87,7 @@ def _filled(make: Callable[[], Any], put: str, get: str) -> Callable[[int, int],
 
 
 SHARED: Final = "x.close(); x.unlink()"
+OF_HEAP: Final = "x.create_memoryview().cast('B')"
 SIGNED: Final = "memoryview(x).cast('B')"  # pyarrow says that bytes are signed
 BLOCKS: Final = (
     Source(OURS, "alloc(size)", _arena, view="x"),
@@ -94,8 +95,15 @@ BLOCKS: Final = (
     Source("memoryview(bytearray)", "memoryview(bytearray(size))", _plain(), view="x"),
     Source("np.empty", "empty(size, uint8)", _plain(empty=np.empty, uint8=np.uint8)),
     Source("mmap", "map(size)", _plain(map=anonymous), "x.close()"),
-    Source("SharedMemory", "Shared(create=True, size=size)", _plain(Shared=shared_memory.SharedMemory), SHARED, "x.buf"),
-    Source("multiprocessing.heap", "Wrapper(size)", _plain(Wrapper=heap.BufferWrapper), view="x.create_memoryview().cast('B')"),
+    Source(
+        "SharedMemory", "Shared(create=True, size=size)", _plain(Shared=shared_memory.SharedMemory), SHARED, "x.buf"
+    ),
+    Source(
+        "multiprocessing.heap",
+        "Wrapper(size)",
+        _plain(Wrapper=heap.BufferWrapper),
+        view="x.create_memoryview().cast('B')",
+    ),
     Source("pyarrow", "allocate(size)", _arrow("default"), view=SIGNED),
     Source("pyarrow system", "allocate(size)", _arrow("system"), view=SIGNED),
 )
@@ -212,7 +220,7 @@ class PythonPeer:
                 column[:] = [0] * number
             made(number)
             for counts, column in zip(self._histograms.values(), times.values(), strict=True):
-                counts += histogram.counted(np.array(column, np.int64))
+                np.add(counts, histogram.counted(np.array(column, np.int64)), out=counts)
             return 0
 
         return run
@@ -223,7 +231,9 @@ class PythonPeer:
         for name, counts in self._histograms.items():
             values, numbers = histogram.filled(counts)
             if len(values):
-                found.append(Latency(name, tuple(zip(values.astype(float).tolist(), numbers.tolist(), strict=True)), clock_ns()))
+                found.append(
+                    Latency(name, tuple(zip(values.astype(float).tolist(), numbers.tolist(), strict=True)), clock_ns())
+                )
         return tuple(found)
 
     def checksum(self) -> int:

@@ -1,17 +1,18 @@
 """A whole benchmark: which workloads and peers, row after row, and what is known about the machine; the result is a Report.
 
-Guarantees: what cannot be measured is refused before anything runs (ValueError that names what there is). Peers that are not on
-this machine are named with the reason. A row that fails (WorkDiffers, no memory) is a warning, and the others go on; Ctrl-C ends
-the run and keeps every whole row.
+Guarantees: what cannot be measured is refused before anything runs (ValueError that names what there is). Peers that are not
+on this machine are named with the reason. A row that fails (WorkDiffers, no memory) is a warning, and the others go on; Ctrl-C
+ends the run and keeps every whole row.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from realalloc.lab import clock, machine, pythons, resident, workloads
 from realalloc.lab.measure import Case, WorkDiffers, measure
@@ -85,7 +86,9 @@ class Suite:
         self.blocks, no_blocks = pythons.find(pythons.BLOCKS, options.peers)
         self.pools, no_pools = pythons.find(pythons.POOLS, options.peers)
         self.with_ours = not options.peers or OURS in options.peers
+        self.failed = False
         self.report = Report("bench", machine.describe(), asdict(options) | {"rounds": self.rounds, "scale": scale})
+        self.report.started = time.strftime("%Y-%m-%d %H:%M:%S")
         wanted = [line for line in missing if not options.peers or line.partition(":")[0] in options.peers]
         self.report.skipped = [*wanted, *no_blocks, *no_pools]
         if options.threads > usable:
@@ -96,7 +99,7 @@ class Suite:
         quick = not self.options.quick or bool(self.options.workloads) or case.name in workloads.QUICK_CASES
         return case.view in self.options.views and quick
 
-    def __enter__(self) -> Suite:
+    def __enter__(self) -> Self:
         """Return the suite."""
         return self
 
@@ -138,18 +141,18 @@ class Suite:
             yield list(peers), nobody()
 
     def _row(self, case: Case) -> None:
-        with self._contestants(case) as (contestants, alone):
-            if not contestants:
-                return
-            latency = self.options.latency
-            try:
-                row = measure(
-                    case, contestants, self.rounds, harness=alone, seed=self.options.seed, latency=latency
-                )
-            except (WorkDiffers, MemoryError, OSError) as error:
-                self.report.warnings.append(f"{case.name} was not measured: {error}")
-                return
-        self.report.rows.append(row)
+        seed, latency = self.options.seed, self.options.latency
+        try:
+            with self._contestants(case) as (contestants, alone):
+                if contestants:
+                    row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
+                    self.report.rows.append(row)
+        except (WorkDiffers, MemoryError, OSError) as error:
+            self._fail(f"{case.name} was not measured: {error}")
+
+    def _fail(self, reason: str) -> None:
+        self.report.warnings.append(reason)
+        self.failed = True
 
     def _memory(self, tell: OnProgress) -> None:
         names = [OURS] * self.with_ours + [native.name for native in self.natives]
@@ -162,5 +165,5 @@ class Suite:
                 try:
                     answers[peer] = resident.ask(request)
                 except RuntimeError as error:
-                    self.report.warnings.append(str(error))
+                    self._fail(str(error))
             self.report.resident[f"{fragments.NAME} {case}"] = resident.series(answers)

@@ -43,6 +43,7 @@ def cases(scope: Scope) -> Iterator[Case]:
             size_bytes=nbytes,
             content=False,
             timed=False,
+            harness=False,
         )
 
 

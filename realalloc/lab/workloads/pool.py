@@ -18,9 +18,7 @@ ELEMENTS: Final = 64
 def cases(scope: Scope) -> Iterator[Case]:
     """Give one row."""
     parameters = {"size_bytes": SIZE, "elements": ELEMENTS}
-    yield Case(
-        NAME, "4 KiB", scope.count(50_000, 20), _turn, parameters, operation="take + give back", view=PYTHON
-    )
+    yield Case(NAME, "4 KiB", scope.count(50_000, 20), _turn, parameters, operation="take + give back", view=PYTHON)
 
 
 def _turn(p: PythonPeer) -> Turn:

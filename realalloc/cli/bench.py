@@ -1,0 +1,132 @@
+"""``realalloc bench``: how long an allocation takes, here and with everything one would use instead, side by side in one run.
+
+Contract: what cannot be (unknown names, files that cannot be written, a missing extra) is refused before anything is measured.
+Ctrl-C ends the run: what was measured is printed and written, with exit code 130. Exit code 1 if a row could not be measured.
+jemalloc can only be loaded into a process that was started with room for it, so the command starts itself again with that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import os
+import sys
+from typing import Any
+
+from realalloc.cli.output import ProgressLine
+from realalloc.cli.problems import count_of, refusing
+from realalloc.cli.report import STDOUT, add_destinations
+from realalloc.text import print_table, shown
+
+EXIT_INTERRUPTED = 130
+TUNABLES = "GLIBC_TUNABLES"
+STATIC_TLS = "glibc.rtld.optional_static_tls=32768"
+AGAIN = "REALALLOC_BENCH_STARTED_AGAIN"
+
+
+class BenchCommand:
+    """Measure allocation: latency and throughput, beside bytearray, NumPy, mmap, malloc and others."""
+
+    name = "bench"
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
+        """Add options."""
+        add = parser.add_argument
+        add("workloads", metavar="WORKLOAD", nargs="*", help="what to run (default: everything); see --list")
+        add("--list", action="store_true", help="say which workloads and peers there are")
+        add("--quick", action="store_true", help="a dozen rows, an answer within a minute")
+        add("--peer", metavar="NAME", action="append", default=[], help="only these contestants; may be repeated")
+        add(
+            "--view",
+            choices=("jitted", "python", "both"),
+            default="both",
+            help="inside jitted code, or as Python sees it",
+        )
+        add(
+            "--rounds",
+            metavar="N",
+            type=count_of("--rounds", 1000),
+            help="turns of everybody in a row (11; --quick: 7)",
+        )
+        add("--seed", metavar="N", type=count_of("--seed", 1 << 30), default=1, help="of sizes and slots")
+        add("--threads", metavar="N", type=count_of("--threads", 64), default=2, help="in rows of several threads")
+        add("--latency", action=argparse.BooleanOptionalAction, default=True, help="time single operations, too")
+        add("--rss", action=argparse.BooleanOptionalAction, help="watch resident memory (default: unless --quick)")
+        add("--json", metavar="FILE", help="write everything that was measured; - is stdout")
+        add_destinations(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure, print, write."""
+        if args.list:
+            return _list()
+        if getattr(args, "own_process", False):
+            _start_again()
+        from realalloc.lab.report import check_destinations, print_report, save
+        from realalloc.lab.suite import Suite
+
+        files = {"json": args.json, "csv": args.csv, "html": args.html, "png": args.png}
+        with refusing():
+            check_destinations(**files)
+            suite = Suite(_options(args))
+        with suite, ProgressLine(unit="rows", quiet=STDOUT in files.values()) as line:
+            report = suite.run(line.update)
+        save(report, **files)
+        if STDOUT not in files.values():
+            print_report(report)
+        for path in files.values():
+            if path not in (None, STDOUT):
+                print(f"wrote {shown(path)}", file=sys.stderr)
+        if report.interrupted:
+            return EXIT_INTERRUPTED
+        return 1 if suite.failed else 0
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from realalloc.lab.results import JITTED, PYTHON
+    from realalloc.lab.suite import Options
+
+    return Options(
+        workloads=tuple(args.workloads),
+        peers=tuple(args.peer),
+        views=(PYTHON, JITTED) if args.view == "both" else (args.view,),
+        rounds=args.rounds,
+        seed=args.seed,
+        threads=args.threads,
+        quick=args.quick,
+        latency=args.latency,
+        rss=args.rss,
+    )
+
+
+def _list() -> int:
+    from realalloc.lab import pythons, workloads
+    from realalloc.lab.natives import find_natives
+    from realalloc.lab.suite import peer_names
+    from realalloc.lab.workloads import fragments
+
+    rows = [(module.NAME, workloads.about(module)) for module in (*workloads.ALL, fragments)]
+    print_table("workloads", ("", ""), rows)
+    missing = {
+        line.partition(":")[0]: line.partition(": ")[2]
+        for found in (find_natives(), pythons.find((*pythons.BLOCKS, *pythons.POOLS)))
+        for line in found[1]
+    }
+    print()
+    print_table("peers", ("", ""), [(name, missing.get(name, "here")) for name in peer_names()])
+    return 0
+
+
+def _start_again() -> None:
+    """Replace this process by one that has room for jemalloc, if there is a jemalloc; once."""
+    environ = os.environ
+    if (
+        AGAIN in environ
+        or "optional_static_tls" in environ.get(TUNABLES, "")
+        or not ctypes.util.find_library("jemalloc")
+    ):
+        return
+    settings = [setting for setting in environ.get(TUNABLES, "").split(":") if setting]
+    environ[TUNABLES] = ":".join([*settings, STATIC_TLS])
+    environ[AGAIN] = "1"
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very command that is running
