@@ -66,9 +66,9 @@ def forget_peak() -> None:
 
 
 @contextmanager
-def _peer(name: str) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
+def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
     if name == OURS:
-        with Arena(RESERVE) as arena:
+        with Arena(reserve) as arena:
             yield ours(arena.words), arena.trim
             arena.validate()
         return
@@ -79,7 +79,7 @@ def _peer(name: str) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
         yield peers[0], None
 
 
-def _run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
+def run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
     answer = Answer()
     trim_heap()
     forget_peak()
@@ -97,13 +97,13 @@ def _run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
 def serve(request: Request) -> Answer:
     """Do a request in this process, which should be a fresh one."""
     scope = Scope(request.scale, request.threads, request.seed)
-    with _peer(request.peer) as (peer, trim):
+    with only_peer(request.peer) as (peer, trim):
         if request.workload == fragments.NAME:
             todo = [(step.name, step.run) for step in fragments.steps(peer, request.case, scope)]
-            return _run_steps([*todo, *([(TRIMMED, trim)] if trim else [])])
+            return run_steps([*todo, *([(TRIMMED, trim)] if trim else [])])
         case = next(case for case in workloads.jitted_cases(scope, {request.workload}) if case.case == request.case)
         turn = case.make(peer)
-        answer = _run_steps([("prepared", turn.prepare), ("run", lambda: turn.run(case.number))])
+        answer = run_steps([("prepared", turn.prepare), ("run", lambda: turn.run(case.number))])
         turn.teardown()
         turn.close()
         scope.close()

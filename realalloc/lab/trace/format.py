@@ -5,9 +5,9 @@
     end      "DONE", 0 u32, 0 u32, CRC-32 u32 of the number of all events as u64; then that number, u64
 
 All numbers are little endian. A chunk holds up to CHUNK_EVENTS events as columns: kind u8 (operation | domain << 2), thread u16,
-slot u32, size u64, time u64 (ns since the event before). Columns are stored by bytes: the first byte of all, the second of all.
+slot u32, size u64, time u64 (since the event before, in units of the clock). Columns are stored by bytes: the first byte of all, the second of all.
 
-Facts: program, clock ({"unit": "ns", "ticks_per_second"}), domains, least, events, slots, threads, codec, and what is missing.
+Facts: program, clock ({"unit_ns", "ticks_per_second"}), domains, least, events, slots, threads, codec, and what is missing.
 Nothing in a trace says who recorded it, where or when.
 
 Guarantees: a file is written whole or not at all. A reader returns every event or raises TraceError, which says at which byte and
@@ -20,7 +20,6 @@ import json
 import lzma
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from realalloc.lab.report.files import PathLike, write_bytes
+
 MAGIC: Final = b"RAtrace\x00"
 VERSION: Final = 1
 HEADER: Final = struct.Struct("<8sHHII")
@@ -38,11 +39,12 @@ TOTAL: Final = struct.Struct("<Q")
 CHUNK_EVENTS: Final = 1 << 17
 XZ_EVENTS: Final = 1 << 20  # more than that is compressed by zlib: ten times as fast, half as well
 MAX_FACTS: Final = 1 << 20
-WORKERS: Final = 4
+CODECS: Final = ("xz", "zlib")
+NEEDED: Final = (("program", str), ("domains", list), ("least", int), ("slots", int), ("threads", int), ("counts", dict))
 
 OPERATIONS: Final = ("malloc", "calloc", "realloc", "free")
 MALLOC, CALLOC, REALLOC, FREE = range(4)
-COLUMNS: Final = (("kind", 1), ("thread", 2), ("slot", 4), ("size", 8), ("time_ns", 8))  # bytes of an event in a chunk
+COLUMNS: Final = (("kind", 1), ("thread", 2), ("slot", 4), ("size", 8), ("time", 8))  # bytes of an event in a chunk
 EVENT_BYTES: Final = sum(width for _, width in COLUMNS)
 EVENT: Final = np.dtype(
     [("op", "u1"), ("domain", "u1"), ("thread", "<u2"), ("slot", "<u4"), ("size", "<i8"), ("time_ns", "<i8")]
@@ -60,14 +62,14 @@ def _planes(column: npt.NDArray[Any], width: int) -> bytes:
     return column.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T.tobytes()
 
 
-def _encode(events: Events, before: int, codec: str) -> bytes:
-    times = np.diff(events["time_ns"], prepend=before)
-    columns = {"kind": events["op"] | events["domain"] << 2, "time_ns": times}
-    body = b"".join(_planes(columns.get(name, events[name] if name in EVENT.names else None), width) for name, width in COLUMNS)
+def _encode(events: Events, times: npt.NDArray[Any], before: int, codec: str) -> bytes:
+    columns = {name: events[name] for name in ("thread", "slot", "size")}
+    columns |= {"kind": events["op"] | events["domain"] << 2, "time": np.diff(times, prepend=before)}
+    body = b"".join(_planes(columns[name], width) for name, width in COLUMNS)
     return lzma.compress(body, preset=6) if codec == "xz" else zlib.compress(body, 6)
 
 
-def _decode(body: bytes, count: int, before: int) -> Events:
+def _decode(body: bytes, count: int, before: int, unit: int) -> Events:
     events = np.empty(count, EVENT)
     at = 0
     for name, width in COLUMNS:
@@ -75,48 +77,36 @@ def _decode(body: bytes, count: int, before: int) -> Events:
         column = np.ascontiguousarray(planes.T).reshape(-1).view(f"<u{width}")
         at += count * width
         if name == "kind":
-            events["op"], events["domain"] = column & 3, column >> 2
-        elif name == "time_ns":
-            events[name] = before + np.cumsum(column.astype(np.int64))
+            events["op"], events["domain"] = column & 3, column >> 2 & 3
+        elif name == "time":
+            events["time_ns"] = before + np.cumsum(column.astype(np.int64)) * unit
         else:
             events[name] = column
     return events
 
 
-def _write(file: BinaryIO, events: Events, facts: dict[str, Any]) -> None:
+def trace_bytes(events: Events, facts: dict[str, Any]) -> bytes:
+    """Return a trace as a file has it. Processors that are there share the work of compressing."""
     codec = "xz" if len(events) <= XZ_EVENTS else "zlib"
+    unit = facts["clock"]["unit_ns"]
     text = json.dumps({**facts, "events": len(events), "codec": codec}, sort_keys=True).encode()
-    file.write(HEADER.pack(MAGIC, VERSION, 0, len(text), zlib.crc32(text)) + text)
+    times = events["time_ns"] // unit
 
     def encoded(begin: int) -> bytes:
-        part = events[begin : begin + CHUNK_EVENTS]
-        data = _encode(part, int(events["time_ns"][begin - 1]) if begin else 0, codec)
-        return CHUNK.pack(b"CHNK", len(part), len(data), zlib.crc32(data)) + data
+        part = slice(begin, begin + CHUNK_EVENTS)
+        data = _encode(events[part], times[part], int(times[begin - 1]) if begin else 0, codec)
+        return CHUNK.pack(b"CHNK", len(events[part]), len(data), zlib.crc32(data)) + data
 
-    with ThreadPoolExecutor(min(WORKERS, len(os.sched_getaffinity(0)))) as pool:
-        for data in pool.map(encoded, range(0, len(events), CHUNK_EVENTS)):
-            file.write(data)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        chunks = list(pool.map(encoded, range(0, len(events), CHUNK_EVENTS)))
     total = TOTAL.pack(len(events))
-    file.write(CHUNK.pack(b"DONE", 0, 0, zlib.crc32(total)) + total)
+    head = HEADER.pack(MAGIC, VERSION, 0, len(text), zlib.crc32(text)) + text
+    return b"".join([head, *chunks, CHUNK.pack(b"DONE", 0, 0, zlib.crc32(total)), total])
 
 
-def write_trace(path: Path, events: Events, facts: dict[str, Any]) -> None:
-    """Write a trace under a temporary name beside ``path``, then rename it; OSError leaves nothing behind."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(fd, "wb") as file:
-            _write(file, events, facts)
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def write_trace(path: PathLike, events: Events, facts: dict[str, Any]) -> None:
+    """Write a trace whole, or leave what was there; OSError."""
+    write_bytes(path, trace_bytes(events, facts))
 
 
 class _Reader:
@@ -148,9 +138,12 @@ class _Reader:
         if zlib.crc32(text) != checksum:
             raise self.error("damaged header", HEADER.size)
         facts: dict[str, Any] = json.loads(text)
+        known = facts.get("codec") in CODECS and isinstance(facts.get("clock", {}).get("unit_ns"), int)
+        if not known or not all(isinstance(facts.get(name), kind) for name, kind in NEEDED):
+            raise self.error("damaged header", HEADER.size)
         return facts
 
-    def chunks(self, codec: str) -> Iterator[Events]:
+    def chunks(self, codec: str, unit: int) -> Iterator[Events]:
         before = 0
         while True:
             start = self.at
@@ -171,7 +164,7 @@ class _Reader:
                 raise self.error("damaged chunk", start) from None
             if len(body) != count * EVENT_BYTES:
                 raise self.error("damaged chunk", start)
-            events = _decode(body, count, before)
+            events = _decode(body, count, before, unit)
             before = int(events["time_ns"][-1]) if count else before
             yield events
             self.events += count
@@ -182,5 +175,5 @@ def read_trace(path: Path) -> tuple[Events, dict[str, Any]]:
     with path.open("rb") as file:
         reader = _Reader(path, file)
         facts = reader.facts()
-        parts = list(reader.chunks(facts["codec"]))
+        parts = list(reader.chunks(facts["codec"], facts["clock"]["unit_ns"]))
     return np.concatenate(parts) if parts else np.empty(0, EVENT), facts

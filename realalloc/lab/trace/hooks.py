@@ -27,9 +27,10 @@ from numba.core import cgutils
 from realalloc.lease.capi import address_of_symbol, c_function, immortal, load_at, store_at
 from realalloc.lease.datamem import call_at
 from realalloc.mm.atomic import thread_identity
-from realalloc.mm.jit import CACHE_DIR, JIT, CFunction, Entry, entry, kernel, native
+from realalloc.mm.jit import CACHE_DIR, JIT, CFunction, Entry, kernel, native
 from realalloc.memory import MADV_POPULATE_WRITE
 from realalloc.mm.prim import madvise, sched_yield
+from realalloc.lab.clock import cycles
 from realalloc.lab.trace.raw import (
     C_FILE,
     C_GROWING,
@@ -95,13 +96,6 @@ def _emit_publish(_context: Any, builder: Any, _signature: Any, args: Any) -> An
     return args[1]
 
 
-def _emit_ticks(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-    kind = ir.FunctionType(_I64, [])
-    if os.uname().machine == "aarch64":  # llvm.readcyclecounter would be a counter that user space may not read
-        return builder.asm(kind, "mrs $0, cntvct_el0", "=r", [], side_effect=True)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
-
-
 @native(_emit_add)
 def fetch_add_at(address: int, value: int) -> int:
     """Add to a word and return what it was."""
@@ -158,12 +152,6 @@ def control_address() -> int:
     raise NotImplementedError
 
 
-@native(_emit_ticks)
-def ticks() -> int:
-    """Read the cycle counter."""
-    raise NotImplementedError
-
-
 def _emit_errno(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
     kind = ir.FunctionType(_I32.as_pointer(), [])
     location = cgutils.get_or_insert_function(builder.module, kind, "__errno_location")
@@ -192,12 +180,6 @@ def allocate_file(fd: int, offset: int, nbytes: int) -> int:
 def close_file(fd: int) -> int:
     """close(2)."""
     raise NotImplementedError
-
-
-@entry
-def read_ticks() -> int:
-    """Read the cycle counter, from Python."""
-    return ticks()
 
 
 @kernel
@@ -259,7 +241,7 @@ def _log(record: int, control: int, op: int, address: int, nbytes: int) -> int:
         return 0
     event = load_at(control + C_RING * W) + place * EVENT_BYTES
     how = nbytes << SIZE_SHIFT | _thread(control) << THREAD_SHIFT | load_at(record + D_DOMAIN * W) << DOMAIN_SHIFT | op
-    store_at(event, ticks())
+    store_at(event, cycles())
     store_at(event + W, address)
     return store_release_at(event + 2 * W, how)
 

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from realalloc.lab.clock import ns_per_tick
 from realalloc.lab.trace import raw
-from realalloc.lab.trace.hooks import objects, read_ticks
+from realalloc.lab.trace.hooks import objects
 
 INJECT: Final = Path(__file__).parent / "inject"
 VARIABLE: Final = "REALALLOC_RECORD"
-CALIBRATION_SECONDS: Final = 0.05
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -50,15 +49,6 @@ def python_flags() -> list[str]:
     return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]
 
 
-def ticks_per_second() -> float:
-    """Measure the cycle counter against the monotonic clock."""
-    read_ticks()  # compiles
-    begun, first = time.monotonic_ns(), read_ticks()
-    time.sleep(CALIBRATION_SECONDS)
-    ended, last = time.monotonic_ns(), read_ticks()
-    return (last - first) / (ended - begun) * 1e9
-
-
 def program_name(command: Sequence[str]) -> str:
     """Name a program as traces do: the file without its directory and ending, or the module."""
     if command[0] == "-m":
@@ -74,7 +64,7 @@ def new_log(directory: Path, name: str, options: Options) -> Iterator[Path]:
         "domains": list(options.domains),
         "least": options.least,
         "limit": options.events,
-        "ticks_per_second": ticks_per_second(),
+        "ns_per_tick": ns_per_tick(),
     }
     fd, path = tempfile.mkstemp(prefix=f".{name}-", suffix=".rawtrace", dir=directory)
     try:

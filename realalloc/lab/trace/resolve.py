@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -33,26 +32,23 @@ from realalloc.lab.trace.raw import (
     THREADS,
     Log,
 )
-from realalloc.mm.jit import in_cache
+from realalloc.lab.trace.walk import cached_njit
 
 Numbers = npt.NDArray[Any]
 FIRST_BITS: Final = 10  # of the table of addresses
 MIX: Final = 0x5851F42D
 NONE: Final = -1
+UNIT_NS: Final = 64  # of times in a trace: finer ones would double its size
 UNKNOWN_FREES, MOVES, FAILED, ADOPTED, OVERWRITTEN, SMALL, SLOTS = range(7)  # counts
 COUNTS: Final = ("unknown_frees", "moves", "failed_reallocations", "adopted", "overwritten", "small")
 
 
-def _jit(func: Any) -> Any:
-    return in_cache(lambda: numba.njit(cache=True, nogil=True)(func))
-
-
-@_jit
+@cached_njit
 def _home(address: int, mask: int) -> int:
     return ((address >> 4) * MIX >> 11) & mask
 
 
-@_jit
+@cached_njit
 def _find(keys: Numbers, address: int) -> int:
     """Return where an address is, or where it would be."""
     mask = len(keys) - 1
@@ -62,7 +58,7 @@ def _find(keys: Numbers, address: int) -> int:
     return at
 
 
-@_jit
+@cached_njit
 def _remove(keys: Numbers, slots: Numbers, hole: int) -> None:
     """Empty a place, and move up what was put behind it."""
     mask = len(keys) - 1
@@ -78,7 +74,7 @@ def _remove(keys: Numbers, slots: Numbers, hole: int) -> None:
     keys[hole] = 0
 
 
-@_jit
+@cached_njit
 def _larger(keys: Numbers, slots: Numbers) -> tuple[Numbers, Numbers]:
     wide_keys, wide_slots = np.zeros(2 * len(keys), np.int64), np.zeros(2 * len(keys), np.int32)
     for k in range(len(keys)):
@@ -88,7 +84,7 @@ def _larger(keys: Numbers, slots: Numbers) -> tuple[Numbers, Numbers]:
     return wide_keys, wide_slots
 
 
-@_jit
+@cached_njit
 def _take(heads: Numbers, tails: Numbers, before: Numbers, after: Numbers, thread: int) -> int:
     """Take a free slot: this thread's latest, else another's oldest. There is one."""
     slot = heads[thread]
@@ -109,7 +105,7 @@ def _take(heads: Numbers, tails: Numbers, before: Numbers, after: Numbers, threa
     return int(slot)
 
 
-@_jit
+@cached_njit
 def _give(heads: Numbers, tails: Numbers, before: Numbers, after: Numbers, thread: int, slot: int) -> None:
     """Put a slot before a thread's other free ones."""
     first = heads[thread]
@@ -121,7 +117,7 @@ def _give(heads: Numbers, tails: Numbers, before: Numbers, after: Numbers, threa
         before[first] = slot
 
 
-@_jit
+@cached_njit
 def _resolve(log: Numbers, numbers: Numbers, threads: int, least: int, out: Numbers, counts: Numbers) -> int:
     """Fill ``out`` (op, domain, thread, slot, size, index in the log) and ``counts``; return how many events there are."""
     keys, places = np.zeros(1 << FIRST_BITS, np.int64), np.zeros(1 << FIRST_BITS, np.int32)
@@ -217,13 +213,13 @@ def resolve(log: Log) -> tuple[Events, dict[str, Any]]:
     ticks = log.events[table[:made, 5], 0]
     if made:
         ticks = np.maximum.accumulate(ticks) - int(ticks[0])
-    rate = float(log.facts["ticks_per_second"])
-    events["time_ns"] = ticks * (1e9 / rate)
+    tick_ns = float(log.facts["ns_per_tick"])
+    events["time_ns"] = (ticks * (tick_ns / UNIT_NS)).astype(np.int64) * UNIT_NS
     missing = {name: int(counts[k]) for k, name in enumerate(COUNTS)}
     missing |= {"torn": log.torn, "refused": log.refused}
     facts = {
         "program": log.facts["program"],
-        "clock": {"unit": "ns", "ticks_per_second": round(rate)},
+        "clock": {"unit_ns": UNIT_NS, "ticks_per_second": round(1e9 / tick_ns)},
         "domains": log.facts["domains"],
         "least": log.facts["least"],
         "slots": int(counts[SLOTS]),
