@@ -101,3 +101,9 @@ def read_log(path: Path) -> Log:
     whole = events[events[:, 2] != 0]
     refused = words[H_RESERVED] - taken + (taken - len(events))
     return Log(facts, whole, len(events) - len(whole), refused, words[H_STATE], words[H_ATTACHED])
+
+
+def reserved(path: Path) -> int:
+    """Return how many places were taken so far."""
+    with path.open("rb") as file:
+        return int(struct.unpack_from(f"{H_RESERVED + 1}q", file.read(HEADER_BYTES))[H_RESERVED])

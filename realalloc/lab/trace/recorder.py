@@ -25,7 +25,9 @@ from typing import Any, Final
 
 from realalloc.lab.clock import ns_per_tick
 from realalloc.lab.trace import raw
+from realalloc.lab.trace.format import write_trace
 from realalloc.lab.trace.hooks import objects
+from realalloc.lab.trace.resolve import resolve
 
 INJECT: Final = Path(__file__).parent / "inject"
 VARIABLE: Final = "REALALLOC_RECORD"
@@ -127,3 +129,45 @@ def _signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, before in saved.items():
             signal.signal(number, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What came of it. ``problem``: why there is no trace; ``remarks``: what is not in it."""
+
+    code: int
+    events: int = 0
+    threads: int = 0
+    remarks: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def record(command: Sequence[str], output: Path, options: Options) -> Recorded:
+    """Run a program to its end and write its trace. OSError, RuntimeError, ValueError: it was not started."""
+    with new_log(output.absolute().parent, program_name(command), options) as log:
+        code = run(command, log, options)
+    try:
+        found = raw.read_log(log)
+        events, facts = resolve(found)
+        write_trace(output, events, facts)
+    except (OSError, MemoryError) as error:
+        return Recorded(code, problem=f"{error.strerror if isinstance(error, OSError) else error}: {output}; the log is kept: {log}")
+    except BaseException:
+        sys.stderr.write(f"the log is kept: {log}\n")
+        raise
+    log.unlink()
+    return Recorded(code, len(events), facts["threads"], tuple(_remarks(found)))
+
+
+def _remarks(log: raw.Log) -> Iterator[str]:
+    met = [name for k, name in enumerate(raw.DOMAINS) if log.attached >> k & 1]
+    if not log.attached:
+        yield "the program's Python did not start recording"
+    elif "numpy" in log.facts["domains"] and "numpy" not in met:
+        yield "NumPy was not imported"
+    if log.state == raw.LIMIT_REACHED:
+        yield f"recording stopped after {log.facts['limit']:,} places (--events)"
+    if log.state == raw.NO_SPACE:
+        yield f"recording stopped: no space for more than {len(log.events):,} places"
+    if log.torn:
+        yield f"{log.torn} events were not finished"
