@@ -48,7 +48,7 @@ def test_csv_to_a_pipe_is_csv_and_nothing_else(saved: str) -> None:
         (b"{", "not JSON: Expecting property name"),
         (b'{"a": 1}', "not a report of realalloc"),
         (b"\xff\xfe\x00", "not JSON"),
-        (b'{"format": "realalloc report 1", "command": 3}', "command must be text, not int"),
+        (b'{"format": "realalloc report 1", "command": "x"}', "machine is missing"),
     ],
 )
 def test_what_is_no_report_is_one_line_and_2(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
 
 import pytest
@@ -68,7 +67,11 @@ def test_odd_reports(name: str, report: Report) -> None:
 def test_hostile_names_are_drawn_as_they_are() -> None:
     made = charts.figure(make_hostile())
     assert charts.png(made).startswith(SIGNATURE)
-    assert "<script>" in made.axes[0].get_title(loc="left") or "script" in made.legends[0].get_texts()[1].get_text()
+    text = made.legends[0].get_texts()[1]
+    assert text.get_text().startswith("glibc<script>") and not text.get_parse_math()
+    assert (
+        r"latency of _<script>" in made.axes[0].get_title(loc="left") and not made.axes[0]._left_title.get_parse_math()
+    )
 
 
 def test_more_charts_than_a_picture_takes() -> None:
@@ -90,8 +93,7 @@ def test_a_series_alone() -> None:
 
 def test_the_global_state_of_matplotlib_stays() -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]) if len(sys.argv) > 1 else None\n"
-        "import matplotlib; before = dict(matplotlib.rcParams)\n"
+        "import sys, matplotlib; before = dict(matplotlib.rcParams)\n"
         "from realalloc.lab.report import charts; from realalloc.lab.results import Series\n"
         "charts.png(charts.series_figure(Series((0.0, 1.0), {'a': (1.0, 2.0)}), 't'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
@@ -99,4 +101,3 @@ def test_the_global_state_of_matplotlib_stays() -> None:
     )
     done = run_child(code, env={"MPLBACKEND": "agg"})
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert sys.executable

@@ -92,7 +92,7 @@ def test_odd_reports(tmp_path: Path, name: str, report: Report) -> None:
     assert (tmp_path / "r.csv").read_text().count("\n") == 1 + sum(len(row.entries) for row in report.rows)
 
 
-def test_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_stdout() -> None:
     done = run_child(
         "import sys; from realalloc.lab.report.files import write_bytes; print('first'); write_bytes('-', b'then\\n')"
     )
@@ -105,8 +105,9 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "no")
     with pytest.raises(IsADirectoryError):
         files.check_writable(tmp_path)
+    (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
-        files.check_writable(tmp_path / "file" / "r.json") if (tmp_path / "file").write_bytes(b"") == 0 else None
+        files.check_writable(tmp_path / "file" / "r.json")
     assert listing(tmp_path) == ["file"]
 
 
@@ -161,6 +162,18 @@ def test_links_modes_and_devices_stay(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o600
     files.write_bytes(os.devnull, b"gone")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_pipe_is_written_to_and_checking_it_does_not_wait_for_a_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    files.check_writable(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_bytes(tmp_path / "pipe", b"data")
+        assert os.read(reader, 100) == b"data"
+    finally:
+        os.close(reader)
+    assert listing(tmp_path) == ["pipe"]
 
 
 def test_a_name_as_long_as_a_name_can_be(tmp_path: Path) -> None:
