@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 
 from realalloc.lab.results import JITTED, PYTHON, Counters, Entry, Latency, Report, Row, Series
@@ -84,3 +87,53 @@ def make_report(peers: int = 9, rounds: int = 15, timed: int = 20_000, seed: int
         warnings=["the machine is busy (load 3.1 on 2 CPUs): ratios within 4 % cannot be told apart"],
         started="2025-01-31 12:00:00",
     )
+
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m$\\frac$_&\n=1+1\u202e"
+
+
+def make_hostile() -> Report:
+    """Make a run in which everything that is text is called by a name that somebody would obey."""
+    report = make_report(3, 4, 2000)
+    text = json.dumps(report.as_dict())
+    for word in (
+        "glibc",
+        "larson",
+        "alloc + free",
+        "replacement",
+        "madvise",
+        "THP",
+        "snmalloc",
+        "busy",
+        "--quick",
+        '"seed',
+    ):
+        text = text.replace(word, word + json.dumps(HOSTILE)[1:-1])
+    data = json.loads(text)
+    for row in data["rows"]:
+        for one in row["entries"]:
+            for latency in one["latencies"]:
+                latency["operation"] = "_" + HOSTILE + latency["operation"]
+    return Report.from_dict(data)
+
+
+def make_odd() -> dict[str, Report]:
+    """Make runs that are not whole: nothing, interrupted, one peer, nobody of ours, nothing seen, one operation."""
+    whole = make_report(3, 4, 2000)
+    alone = replace(whole.rows[2], entries=whole.rows[2].entries[:1])
+    others = replace(whole.rows[2], entries=whole.rows[2].entries[1:])
+    once = replace(whole.rows[2].entries[0], latencies=(Latency("alloc", ((40.0, 1),), 8.0), Latency("free", (), 8.0)))
+    nan = float("nan")
+    blank = Report("realalloc bench", {}, {})
+    unseen = Series((0.0, 1.0, 2.0), {"glibc": (nan, nan, nan), "realalloc": (nan, 2.0**20, nan)})
+    return {
+        "empty": blank,
+        "interrupted": replace(blank, rows=[whole.rows[0], replace(whole.rows[1], entries=())], interrupted=True),
+        "one peer": replace(blank, rows=[alone]),
+        "nobody of ours": replace(blank, rows=[others]),
+        "one operation": replace(blank, rows=[replace(alone, entries=(once,))]),
+        "one round": replace(blank, rows=make_report(3, 1, 0).rows),
+        "nothing took time": replace(blank, rows=[replace(alone, entries=(replace(once, rounds_ns=(0.0, 0.0)),))]),
+        "nothing seen": replace(blank, resident={"larson": unseen, "never": Series((), {"glibc": ()})}),
+        "below zero": replace(blank, resident={"slope": Series((0.0, 1.0), {"a": (-1.0, 1.0)}, "MiB/s")}),
+    }

@@ -48,6 +48,7 @@ SOURCES = [
     Source(
         "jemalloc", "", "libjemalloc.so.2", "malloc", "free", "realloc", f"apt: libjemalloc2; start with {STATIC_TLS}"
     ),
+    Source("snmalloc", "", "libsnmallocshim.so", "malloc", "free", "realloc", "built from its sources"),
     Source("tbb", "tbb", "libtbbmalloc.so.2", "scalable_malloc", "scalable_free", "scalable_realloc", "pip: tbb"),
 ]
 MIMALLOCS = ("mimalloc", "mimalloc 2")  # the one that traces are judged against, the newer first

@@ -59,7 +59,7 @@ def _arena(size: int, live: int) -> Opened:
 def _arrow(backend: str) -> Callable[[int, int], Opened]:
     def opened(size: int, _live: int) -> Opened:
         pa: Any = importlib.import_module("pyarrow")  # an extra that may not be there
-        pool = {"default": pa.default_memory_pool, "system": pa.system_memory_pool}[backend]()
+        pool = getattr(pa, f"{backend}_memory_pool")()
         return {"allocate": functools.partial(pa.allocate_buffer, memory_pool=pool), "size": size}, _nothing
 
     return opened
@@ -105,6 +105,7 @@ BLOCKS: Final = (
         view="x.create_memoryview().cast('B')",
     ),
     Source("pyarrow", "allocate(size)", _arrow("default"), view=SIGNED),
+    Source("pyarrow jemalloc", "allocate(size)", _arrow("jemalloc"), view=SIGNED),
     Source("pyarrow system", "allocate(size)", _arrow("system"), view=SIGNED),
 )
 POOLS: Final = (
@@ -130,7 +131,7 @@ def find(sources: Iterable[Source], only: Iterable[str] = ()) -> tuple[list[Sour
             namespace.clear()
             close()
             found.append(source)
-        except (ImportError, OSError) as error:
+        except (ImportError, NotImplementedError, OSError) as error:
             missing.append(f"{source.name}: {error}")
     return found, missing
 

@@ -82,5 +82,6 @@ def latencies(recorders: list[Counts]) -> tuple[Latency, ...]:
         ticks, counts = histogram.filled(np.sum(parts, axis=0))
         if len(ticks):
             buckets = zip((ticks * ns_per_tick()).tolist(), counts.tolist(), strict=True)
-            found.append(Latency(name, tuple(buckets), reading_ns()))
+            every = 1 if kind == RESPONSE else EVERY
+            found.append(Latency(name, tuple(buckets), reading_ns(), every))
     return tuple(found)

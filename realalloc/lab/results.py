@@ -82,19 +82,20 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long one kind of operation took, each time it was done.
+    """How long one kind of operation took, each time it was timed.
 
     ``buckets``: (largest ns that falls into it, how many), ascending, none empty. ``overhead_ns``: what one reading of the
-    clock adds to every operation, not subtracted from the buckets.
+    clock adds to every operation, not subtracted from the buckets. One operation ``in_every`` was timed.
     """
 
     operation: str  # "alloc", "free", "step"
     buckets: tuple[tuple[float, int], ...]
     overhead_ns: float
+    in_every: int = 1
 
     @property
     def count(self) -> int:
-        """How many operations there were."""
+        """How many operations were timed."""
         return sum(count for _, count in self.buckets)
 
     def at(self, percentile: float) -> float:

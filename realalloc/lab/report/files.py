@@ -15,8 +15,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
-from errno import EISDIR
+from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,52 +60,59 @@ def check_writable(path: PathLike) -> None:
     """Raise the OSError that writing ``path`` would raise: no such directory, no permission, a directory."""
     if path == STDOUT:
         return
-    with _replacing(path, keep=False) as file:
-        file.flush()
+    mode = _mode(path)
+    if mode is not None and (stat.S_ISDIR(mode) or not os.access(path, os.W_OK)):
+        code = EISDIR if stat.S_ISDIR(mode) else EACCES
+        raise OSError(code, os.strerror(code), os.fspath(path))
+    if mode is None or stat.S_ISREG(mode):
+        beside = _beside(path)
+        _create(beside, b"")
+        beside.unlink()
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Write a file whole, or leave what was there."""
+    mode = None if path == STDOUT else _mode(path)
     if path == STDOUT:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-        return
-    with _replacing(path, keep=True) as file:
-        file.write(data)
-        file.flush()
+    elif mode is not None and not stat.S_ISREG(mode):
+        Path(path).write_bytes(data)
+    else:
+        check_writable(path)
+        _replace(path, data, mode)
 
 
-@contextlib.contextmanager
-def _replacing(path: PathLike, *, keep: bool) -> Iterator[Any]:
-    """Give a file that takes the place of ``path`` at the end of the block if ``keep``, and else is gone."""
-    target = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
-    mode = _mode(target)
-    if mode is not None and stat.S_ISDIR(mode):
-        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
-    if mode is not None:  # refused where the file itself may not be written, even though its directory may be
-        with os.fdopen(os.open(target, os.O_WRONLY), "wb") as there:
-            if not stat.S_ISREG(mode):
-                yield there
-                return
-    beside = target.parent / f".realalloc-{secrets.token_hex(8)}"
+def _replace(path: PathLike, data: bytes, mode: int | None) -> None:
+    beside = _beside(path)
     try:
-        with beside.open("xb") as file:
-            yield file
-        if keep:
-            if mode is not None:
-                beside.chmod(stat.S_IMODE(mode))
-            beside.replace(target)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, error.strerror, str(target.parent)) from None
+        _create(beside, data)
+        if mode is not None:
+            beside.chmod(stat.S_IMODE(mode))
+        beside.replace(os.path.realpath(path))  # a link stays, what it points to is replaced
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
 
 
-def _mode(target: Path) -> int | None:
+def _beside(path: PathLike) -> Path:
+    """Return an unused name in the directory of the file; short, as a name may be 255 bytes."""
+    return Path(os.path.realpath(path)).parent / f".realalloc-{secrets.token_hex(8)}"
+
+
+def _create(beside: Path, data: bytes) -> None:
     try:
-        return target.stat().st_mode
+        with beside.open("xb") as file:
+            file.write(data)
+    except OSError as error:  # the user knows the directory, not the temporary name
+        error.filename = os.fspath(beside.parent)
+        raise
+
+
+def _mode(path: PathLike) -> int | None:
+    try:
+        return Path(path).stat().st_mode
     except FileNotFoundError:
         return None
 

@@ -249,10 +249,12 @@ def latencies(row: Row) -> Grid | None:
         Column("", left=True, rank=1),
         *(Column(name, rank=2 * (name == "p90")) for name in names),
     )
+    every = max((latency.in_every for entry in row.entries for latency in entry.latencies), default=1)
+    which = "every operation" if every == 1 else f"one operation in {every}"
     overheads = [latency.overhead_ns for entry in row.entries for latency in entry.latencies]
     low, high = duration(min(overheads)), duration(max(overheads))
     spent = low if low == high else f"{low} to {high}"
-    caption = f"{VIEWS.get(row.view, row.view)}; every operation timed: the clock adds {spent} to each, not subtracted"
+    caption = f"{VIEWS.get(row.view, row.view)}; {which} timed: the clock adds {spent} to each, not subtracted"
     grid = Grid(f"{row.name}: latency", f"{caption}; * lowest p99", columns)
     for operation in row.operations_timed:
         timed = [(entry.peer, entry.latency(operation)) for entry in row.entries]
