@@ -1,7 +1,7 @@
 """``python -m bench.record_traces``: what recording costs the three programs that are recorded, and their traces again.
 
-Each program runs with and without recording, in turns; the slowdown is the median over rounds of their ratio, of wall clock and
-of CPU time. The target: at most 2. ``--write`` also records the traces that come with the package, small ones.
+Each program runs with and without recording, in turns; the slowdown is the median over rounds of their ratio, of wall clock
+and of CPU time. The target: at most 2. ``--write`` also records the traces that come with the package, small ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.measure import machine
+from realalloc.lab import machine
 from realalloc.lab.trace import programs, raw
 from realalloc.lab.trace.reading import RECORDED, SUFFIX
 from realalloc.lab.trace.recorder import Options, new_log, record, run
@@ -110,9 +110,7 @@ def write() -> None:
     RECORDED.mkdir(exist_ok=True)
     for program in RECORDINGS:
         target = RECORDED / f"{program.name}{SUFFIX}"
-        made = record(
-            [str(PROGRAMS / f"{program.name}.py"), str(program.shipped)], target, Options(program.domains)
-        )
+        made = record([str(PROGRAMS / f"{program.name}.py"), str(program.shipped)], target, Options(program.domains))
         print(f"{target}: {made.events:,} events, {target.stat().st_size:,} bytes; {'; '.join(made.remarks)}")
 
 
@@ -127,7 +125,7 @@ def main() -> None:
         write()
         return
     rows = slowdowns(1 if options.smoke else options.rounds, 0.01 if options.smoke else 1.0)
-    print(f"machine: {machine()}")
+    print(f"machine: {machine.describe()}")
     columns = ("program", "domains", "places", "plain, s", "slowdown", "of CPU time", "at most 2")
     print_table(f"recording, medians of {options.rounds} rounds", columns, rows)
 

@@ -43,7 +43,15 @@ class Command(Protocol):
         """Do the work and return the exit code; BadInput for what the user can put right."""
 
 
-COMMANDS: tuple[Command, ...] = (BenchCommand(), DemoCommand(), InfoCommand(), RecordCommand(), ReplayCommand(), ReportCommand(), WarmupCommand())
+COMMANDS: tuple[Command, ...] = (
+    BenchCommand(),
+    DemoCommand(),
+    InfoCommand(),
+    RecordCommand(),
+    ReplayCommand(),
+    ReportCommand(),
+    WarmupCommand(),
+)
 
 
 class Parser(argparse.ArgumentParser):

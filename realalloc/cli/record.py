@@ -1,9 +1,9 @@
 """``realalloc record``: run a Python program as Python would, and write down what it allocates.
 
 Contract: what can be refused is refused before the program starts: one line, exit code 2. After that stdin, stdout, stderr,
-tracebacks and the exit code are the program's (128 + n where signal n ended it), and this command says one thing, on stderr: what
-was recorded, and what was not. A trace is written however the program ended. Where it cannot be written (2), the log that it
-would be made from is kept and named.
+tracebacks and the exit code are the program's (128 + n where signal n ended it), and this command says one thing, on stderr:
+what was recorded, and what was not. A trace is written however the program ended. Where it cannot be written (2), the log
+that it would be made from is kept and named.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ class RecordCommand:
         add("-o", "--output", metavar="TRACE", help="file to write (default: the program's name with .trace)")
         add("--domains", metavar="LIST", type=domains_of, default=",".join(DOMAINS), help="whose allocations to record")
         add("--min-size", metavar="SIZE", type=size_of("--min-size"), help="leave out what is smaller")
-        add("--events", metavar="N", type=count_of("--events", 1 << 31), help="stop recording after so many (20 million)")
+        add(
+            "--events",
+            metavar="N",
+            type=count_of("--events", 1 << 31),
+            help="stop recording after so many (20 million)",
+        )
         add("-q", "--quiet", action="store_true", help="do not say what was recorded")
         add("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="a module and its arguments")
         add("program", nargs=argparse.REMAINDER, help="a program and its arguments")
@@ -80,18 +85,22 @@ def _command(program: list[str]) -> list[str]:
         if len(command) < 2:
             raise BadInput("-m needs the name of a module")
         top = command[1].partition(".")[0]
-        builtin = importlib.machinery.BuiltinImporter.find_spec(top) or importlib.machinery.FrozenImporter.find_spec(top)
+        builtin = importlib.machinery.BuiltinImporter.find_spec(top) or importlib.machinery.FrozenImporter.find_spec(
+            top
+        )
         if builtin is None and importlib.machinery.PathFinder.find_spec(top, [os.getcwd(), *sys.path]) is None:  # noqa: PTH109
             raise BadInput(f"no module named {command[1]!r}")
     elif command[0].startswith("-") and command[0] != "-c":
         raise BadInput(f"unknown option {command[0]}: options of the program come after its name")
     elif command[0] != "-c":
-        with refusing(), open(command[0], "rb") if not Path(command[0]).is_dir() else open(os.devnull, "rb"):
-            pass
+        with refusing():
+            (Path(command[0]) if not Path(command[0]).is_dir() else Path(os.devnull)).open("rb").close()
     return command
 
 
 def _told(recorded: Recorded, output: Path) -> str:
     """Say what was recorded and what was not."""
-    parts = [f"{recorded.events:,} events of {recorded.threads} thread{'s'[: recorded.threads != 1]} in {shown(str(output))}"]
+    parts = [
+        f"{recorded.events:,} events of {recorded.threads} thread{'s'[: recorded.threads != 1]} in {shown(str(output))}"
+    ]
     return "; ".join([*parts, *recorded.remarks])

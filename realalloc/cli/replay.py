@@ -1,14 +1,14 @@
 """``realalloc replay``: what recorded programs asked for, asked again of every allocator that is there; or what is in a trace.
 
-Contract: traces and destinations are read and checked before anything is measured; a trace that is damaged is one line that says
-where, and exit code 2. Ctrl-C keeps what was measured, with exit code 130. Exit code 1 if a row could not be measured.
+Contract: traces and destinations are read and checked before anything is measured; a trace that is damaged is one line that
+says where, and exit code 2. Ctrl-C keeps what was measured, with exit code 130. Exit code 1 if a row could not be measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from realalloc.cli.again import start_again
@@ -105,7 +105,9 @@ def _list() -> int:
     rows = []
     for name in shipped():
         trace = load(name)
-        rows.append((name, f"{len(trace.events):,} events, {trace.threads} threads, {'+'.join(trace.facts['domains'])}"))
+        rows.append(
+            (name, f"{len(trace.events):,} events, {trace.threads} threads, {'+'.join(trace.facts['domains'])}")
+        )
     print_table("traces", ("", ""), rows)
     missing = {line.partition(":")[0]: line.partition(": ")[2] for line in find_natives()[1]}
     print()
@@ -138,7 +140,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
-def _tables(name: str, seen: Statistics) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+def _tables(name: str, seen: Statistics) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
     """Give the tables of one trace."""
     least, most = min(seen.events_by_thread, default=0), max(seen.events_by_thread, default=0)
     frees = sum(counts["free"] for counts in seen.operations.values())

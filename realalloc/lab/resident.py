@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from realalloc.arena import Arena
 from realalloc.lab import workloads
@@ -42,6 +42,24 @@ class Request:
     threads: int = 2
 
 
+class Asked(Protocol):
+    """A request, a dataclass: also of another module that answers as this one does."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def workload(self) -> str:
+        """What is run."""
+
+    @property
+    def case(self) -> str:
+        """Which case of it."""
+
+    @property
+    def peer(self) -> str:
+        """On whom."""
+
+
 @dataclass(slots=True)
 class Answer:
     """Bytes above the baseline: at the peak, after each step, and over time."""
@@ -67,6 +85,7 @@ def forget_peak() -> None:
 
 @contextmanager
 def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
+    """Give a peer that has the process for itself, and what trims it, if it can be trimmed."""
     if name == OURS:
         with Arena(reserve) as arena:
             yield ours(arena.words), arena.trim
@@ -80,6 +99,7 @@ def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, C
 
 
 def run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
+    """Do one step after the other, and watch."""
     answer = Answer()
     trim_heap()
     forget_peak()
@@ -110,7 +130,7 @@ def serve(request: Request) -> Answer:
         return answer
 
 
-def ask(request: Request, module: str = __name__) -> Answer:
+def ask(request: Asked, module: str = __name__) -> Answer:
     """Have a child do it."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", module], input=json.dumps(asdict(request)), capture_output=True, text=True, check=False

@@ -34,7 +34,9 @@ class Functions(NamedTuple):
     store: Any  # (how, block, value): write the first word
     load: Any  # (how, block) -> the first word
     at: Any  # (how, block) -> its address
-    realloc: Any  # (how, block, nbytes) -> block with the old contents, 0 if there is no memory: the old one is whole then
+    realloc: (
+        Any  # (how, block, nbytes) -> block with the old contents, 0 if there is no memory: the old one is whole then
+    )
 
 
 @njit(forceinline=True)

@@ -1,7 +1,7 @@
 """Jitted loops that replay a trace, made as those of ``basic`` are: one call a recorded thread.
 
-A *hand-over* is an event on a slot whose last event was another thread's: the earlier one posts a number for the slot, the later
-one waits for it. So blocks live as long as they did in the program, and are freed by the thread that freed them.
+A *hand-over* is an event on a slot whose last event was another thread's: the earlier one posts a number for the slot, the
+later one waits for it. So blocks live as long as they did in the program, and are freed by the thread that freed them.
 Guarantee: threads that wait for each other end when one of them fails: the last word of ``turns`` says so.
 """
 
@@ -37,7 +37,16 @@ def make(f: Any) -> dict[str, Any]:
 
     @njit(nogil=True)
     def replay_events(
-        how: Any, blocks: Any, turns: Any, ops: Any, slots: Any, sizes: Any, waits: Any, posts: Any, begin: int, end: int
+        how: Any,
+        blocks: Any,
+        turns: Any,
+        ops: Any,
+        slots: Any,
+        sizes: Any,
+        waits: Any,
+        posts: Any,
+        begin: int,
+        end: int,
     ) -> int:
         """Do a thread's events; the first word of every object is written."""
         total = 0
@@ -63,7 +72,16 @@ def make(f: Any) -> dict[str, Any]:
 
     @njit(nogil=True)
     def replay_whole(
-        how: Any, blocks: Any, turns: Any, ops: Any, slots: Any, sizes: Any, waits: Any, posts: Any, begin: int, end: int
+        how: Any,
+        blocks: Any,
+        turns: Any,
+        ops: Any,
+        slots: Any,
+        sizes: Any,
+        waits: Any,
+        posts: Any,
+        begin: int,
+        end: int,
     ) -> int:
         """The same with all bytes of every object written, as a program does that uses what it asked for."""
         total = 0

@@ -4,14 +4,15 @@
     chunk    "CHNK", events u32, compressed bytes u32, CRC-32 u32 of these; then they: xz or zlib, as the facts say
     end      "DONE", 0 u32, 0 u32, CRC-32 u32 of the number of all events as u64; then that number, u64
 
-All numbers are little endian. A chunk holds up to CHUNK_EVENTS events as columns: kind u8 (operation | domain << 2), thread u16,
-slot u32, size u64, time u64 (since the event before, in units of the clock). Columns are stored by bytes: the first byte of all, the second of all.
+All numbers are little endian. A chunk holds up to CHUNK_EVENTS events as columns: kind u8 (operation | domain << 2), thread
+u16, slot u32, size u64, time u64 (since the event before, in units of the clock). Columns are stored by bytes: the first byte
+of all, the second of all.
 
-Facts: program, clock ({"unit_ns", "ticks_per_second"}), domains, least, events, slots, threads, codec, and what is missing.
-Nothing in a trace says who recorded it, where or when.
+Facts: program, clock ({"unit_ns", "ticks_per_second"}), domains, least, events, slots, threads, codec, and counts of what is
+missing. Nothing in a trace says who recorded it, where or when.
 
-Guarantees: a file is written whole or not at all. A reader returns every event or raises TraceError, which says at which byte and
-after which event a file ends or is damaged.
+Guarantees: a file is written whole or not at all. A reader returns every event or raises TraceError, which says at which byte
+and after which event a file ends or is damaged.
 """
 
 from __future__ import annotations
@@ -40,7 +41,14 @@ CHUNK_EVENTS: Final = 1 << 17
 XZ_EVENTS: Final = 1 << 20  # more than that is compressed by zlib: ten times as fast, half as well
 MAX_FACTS: Final = 1 << 20
 CODECS: Final = ("xz", "zlib")
-NEEDED: Final = (("program", str), ("domains", list), ("least", int), ("slots", int), ("threads", int), ("counts", dict))
+NEEDED: Final = (
+    ("program", str),
+    ("domains", list),
+    ("least", int),
+    ("slots", int),
+    ("threads", int),
+    ("counts", dict),
+)
 
 OPERATIONS: Final = ("malloc", "calloc", "realloc", "free")
 MALLOC, CALLOC, REALLOC, FREE = range(4)

@@ -24,12 +24,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from realalloc.lease.capi import address_of_symbol, c_function, immortal, load_at, store_at
-from realalloc.lease.datamem import call_at
-from realalloc.mm.atomic import thread_identity
-from realalloc.mm.jit import CACHE_DIR, JIT, CFunction, Entry, kernel, native
-from realalloc.memory import MADV_POPULATE_WRITE
-from realalloc.mm.prim import madvise, sched_yield
 from realalloc.lab.clock import cycles
 from realalloc.lab.trace.raw import (
     C_FILE,
@@ -64,6 +58,12 @@ from realalloc.lab.trace.raw import (
     THREAD_SHIFT,
     THREADS,
 )
+from realalloc.lease.capi import address_of_symbol, c_function, immortal, load_at, store_at
+from realalloc.lease.datamem import call_at
+from realalloc.memory import MADV_POPULATE_WRITE
+from realalloc.mm.atomic import thread_identity
+from realalloc.mm.jit import CACHE_DIR, JIT, CFunction, Entry, kernel, native
+from realalloc.mm.prim import madvise, sched_yield
 
 W: Final = 8
 PROBES: Final = 64  # looks in the table of threads

@@ -1,9 +1,9 @@
-"""One way to read every trace: a trace file, the raw log of a program that runs or died, an older trace, or a shipped one by name.
+"""One way to read every trace: a file, the raw log of a program that runs or died, an older trace, a shipped one by name.
 
 Older traces (``*.trc.xz``): int32 slots, warm, operations; then pairs of slot and size, -1 frees. They have one thread, no
 reallocations and no times.
-Guarantee: events that come out of here make sense: each slot is allocated, maybe reallocated, and freed, in turn, and threads and
-slots are as few as the facts say. Whatever does not is a TraceError that says where.
+Guarantee: events that come out of here make sense: each slot is allocated, maybe reallocated, and freed, in turn, and threads
+and slots are as few as the facts say. Whatever does not is a TraceError that says where.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _older(path: Path) -> tuple[Events, dict[str, Any]]:
     _, _, count = (int(value) for value in numbers[:3])
     pairs = numbers[3 : 3 + 2 * count].reshape(-1, 2)
     if len(pairs) < count:
-        raise TraceError(f"{path}: truncated at byte {4 * len(numbers)} of what is compressed, after event {len(pairs)}")
+        raise TraceError(
+            f"{path}: truncated at byte {4 * len(numbers)} of what is compressed, after event {len(pairs)}"
+        )
     events = np.zeros(count, EVENT)
     events["slot"] = pairs[:, 0]
     events["op"] = np.where(pairs[:, 1] < 0, FREE, MALLOC)

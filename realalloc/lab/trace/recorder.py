@@ -48,7 +48,7 @@ def python_flags() -> list[str]:
     for flag in ("isolated", "ignore_environment", "no_site"):
         if getattr(sys.flags, flag):
             raise RuntimeError("recording begins through PYTHONPATH and site: start Python without -I, -E and -S")
-    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]
+    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
 
 
 def program_name(command: Sequence[str]) -> str:
@@ -70,7 +70,7 @@ def new_log(directory: Path, name: str, options: Options) -> Iterator[Path]:
     }
     fd, path = tempfile.mkstemp(prefix=f".{name}-", suffix=".rawtrace", dir=directory)
     try:
-        with open(fd, "wb") as file:
+        with os.fdopen(fd, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, raw.file_bytes(1))
             file.write(raw.header(facts))
         yield Path(path).absolute()
@@ -92,7 +92,9 @@ def environment(log: Path, options: Options) -> dict[str, str]:
         "ready": min(raw.CHUNK_EVENTS, options.events),
         "least": options.least,
         "domains": list(options.domains),
-        "layout": {name: getattr(raw, f"C_{name}") for name in ("ON", "FILE", "RING", "PATH", "LIMIT", "READY", "LEAST")},
+        "layout": {
+            name: getattr(raw, f"C_{name}") for name in ("ON", "FILE", "RING", "PATH", "LIMIT", "READY", "LEAST")
+        },
         "pythonpath": outer,
     }
     config["layout"]["ATTACHED"] = raw.H_ATTACHED
@@ -119,7 +121,9 @@ def _signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
     def ignore(_number: int, _frame: FrameType | None) -> None:
         """Wait: the program has got it, too."""
 
-    handlers: dict[signal.Signals, Any] = dict.fromkeys(PASSED_ON, pass_on) | dict.fromkeys((signal.SIGINT, signal.SIGQUIT), ignore)
+    handlers: dict[signal.Signals, Any] = dict.fromkeys(PASSED_ON, pass_on) | dict.fromkeys(
+        (signal.SIGINT, signal.SIGQUIT), ignore
+    )
     saved = {number: signal.getsignal(number) for number in handlers}
     try:
         for number, handler in handlers.items():
@@ -151,7 +155,9 @@ def record(command: Sequence[str], output: Path, options: Options) -> Recorded:
         events, facts = resolve(found)
         write_trace(output, events, facts)
     except (OSError, MemoryError) as error:
-        return Recorded(code, problem=f"{error.strerror if isinstance(error, OSError) else error}: {output}; the log is kept: {log}")
+        return Recorded(
+            code, problem=f"{error.strerror if isinstance(error, OSError) else error}: {output}; the log is kept: {log}"
+        )
     except BaseException:
         sys.stderr.write(f"the log is kept: {log}\n")
         raise

@@ -1,8 +1,8 @@
 """Replay traces against every allocator that is there: speed and latency side by side in one process, memory in one each.
 
-A turn is the whole trace: every recorded thread is a thread, blocks live as long as they did, and are freed where they were.
-Between turns everything is freed, off the clock. An event is an allocation, a reallocation or a free; pauses of the program are
-left out. A calloc is replayed as a malloc, as what is replayed is written by the replay.
+A turn is the whole trace: recorded threads are threads, blocks live as long as they did, and are freed where they were.
+Between turns everything is freed, off the clock. An event is an allocation, a reallocation or a free; pauses of the program
+are left out. A calloc is replayed as a malloc, as what is replayed is written by the replay.
 
 Guarantees: those of :mod:`realalloc.lab.measure`: a row appears only if all peers did the same work, and contents survived
 every reallocation. Ctrl-C keeps what is whole.
@@ -125,9 +125,7 @@ class Replay:
         self._with_ours = not options.peers or OURS in options.peers
         told: dict[str, Any] = {"traces": ", ".join(trace.name for trace in traces), "rounds": options.rounds}
         self.report = Report(NAME, machine.describe(), told)
-        self.report.skipped = [
-            line for line in missing if not options.peers or line.partition(":")[0] in options.peers
-        ]
+        self.report.skipped = [line for line in missing if not options.peers or line.partition(":")[0] in options.peers]
         if not self._natives and not self._with_ours:
             raise ValueError(f"none of the peers is here: {'; '.join(self.report.skipped)}")
         self.failed = False

@@ -1,4 +1,4 @@
-"""The memory that a trace needs, each peer in a process of its own; see :mod:`realalloc.lab.resident`, which this is a request of.
+"""The memory that a trace needs, each peer in a process of its own, as in :mod:`realalloc.lab.resident`.
 
 ``python -m realalloc.lab.trace.resident`` is such a process. Every byte of every object is written.
 """
@@ -36,8 +36,7 @@ def serve(request: Request) -> Answer:
     trace = load(request.path)
     with only_peer(request.peer, reserve_bytes(trace)) as (peer, _):
         rounds = Rounds(peer, schedule(trace), "replay_whole")
-        answer = run_steps([(REPLAYED, lambda: check(rounds.run(0))), (FREED, rounds.finish)])
-    return answer
+        return run_steps([(REPLAYED, lambda: check(rounds.run(0))), (FREED, rounds.finish)])
 
 
 def ask(request: Request) -> Answer:

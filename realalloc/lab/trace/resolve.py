@@ -1,8 +1,8 @@
 """A raw log becomes events: addresses become slots, ticks become nanoseconds, threads are numbered as they appear.
 
-A *slot* is where a replay keeps a block; it is used again when its block is freed, first by the thread that freed it (the last one
-first), else by a thread that has none of its own (the one that is free for longest), so that slots are as few as blocks were
-live at once, and threads wait for each other no more than they have to.
+A *slot* is where a replay keeps a block; it is used again when its block is freed, first by the thread that freed it (the last
+one first), else by a thread that has none of its own (the one that is free for longest), so that slots are as few as blocks
+were live at once, and threads wait for each other no more than they have to.
 
 Guarantees: each thread's events keep their order, and all of them the log's. In the events every slot is allocated, maybe
 reallocated, and freed, in turn. What does not fit is counted, never guessed:

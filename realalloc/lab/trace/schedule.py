@@ -1,6 +1,6 @@
 """What each thread of a replay does, and whom it waits for.
 
-Guarantees: a thread does its events in their order; two events on one slot happen in the order of the trace, whoever does them.
+Guarantees: a thread does its events in their order; two events on one slot happen in the trace's order, whoever does them.
 A thread waits only for events that came earlier in the trace, so a replay always comes to its end.
 Recorded threads are replaying threads, up to MOST_THREADS; above that several are one, which keeps every order there was.
 """

@@ -62,8 +62,19 @@ def _power(value: int) -> int:
 
 
 @cached_njit
-def _walk(ops: Numbers, threads: Numbers, slots: Numbers, sizes: Numbers, times: Numbers, held: Numbers, by: Numbers,
-          born: Numbers, spans: Numbers, ages: Numbers, out: Numbers) -> None:
+def _walk(
+    ops: Numbers,
+    threads: Numbers,
+    slots: Numbers,
+    sizes: Numbers,
+    times: Numbers,
+    held: Numbers,
+    by: Numbers,
+    born: Numbers,
+    spans: Numbers,
+    ages: Numbers,
+    out: Numbers,
+) -> None:
     for k in range(len(ops)):
         op, slot, size = ops[k], slots[k], sizes[k]
         taken = held[slot] >= 0
@@ -101,7 +112,9 @@ def walk(events: Events, slots: int) -> Walked:
     """Walk; ``status`` is None if all is well, else the walk ended there."""
     out = np.zeros(8, np.int64)
     spans, ages = np.zeros(POWERS, np.int64), np.zeros(POWERS, np.int64)
-    columns = [np.ascontiguousarray(events[name]).astype(np.int64) for name in ("op", "thread", "slot", "size", "time_ns")]
+    columns = [
+        np.ascontiguousarray(events[name]).astype(np.int64) for name in ("op", "thread", "slot", "size", "time_ns")
+    ]
     held = np.full(slots, -1, np.int64)
     _walk(*columns, held, np.zeros(slots, np.int64), np.zeros(slots, np.int64), spans, ages, out)
     live, peak, at, blocks, peak_blocks, remote, problem, where = out.tolist()

@@ -7,10 +7,17 @@ Found by ``site`` because the recorder puts this directory first in PYTHONPATH, 
 May not: import this package, numba or NumPy; raise; say anything on stdout or stderr: the recorder tells what was not met.
 """
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
+import importlib
+import importlib.util
 import json
 import os
 import sys
+from types import ModuleType
+from typing import Any
 
 VARIABLE = "REALALLOC_RECORD"
 PYTHON_DOMAINS = {"raw": 0, "mem": 1, "obj": 2}  # PyMemAllocatorDomain; NumPy is 3
@@ -20,15 +27,16 @@ CONTROL_SYMBOL = "realalloc_trace_control"
 HANDLER_CTX = 128  # bytes: PyDataMem_Handler has a name and a version before it
 MAP_SHARED_RW = 1, 3  # flags, protection
 WORD = 8
+DOMAIN_WORDS = 8
 
 
-def immortal(value):
+def immortal(value: Any) -> Any:
     """Keep an object for the life of the process, also while the interpreter ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
     return value
 
 
-def load_hooks(path, control):
+def load_hooks(path: str, control: int) -> list[int]:
     """Load the object files; return the addresses of malloc, calloc, realloc, free, and of what a child of fork calls."""
     import llvmlite.binding as llvm
 
@@ -49,7 +57,8 @@ def load_hooks(path, control):
 class Recording:
     """The log, mapped, and the records of the domains that are met."""
 
-    def __init__(self, config):
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Map the log and load the hooks; nothing is met yet."""
         self.at = config["layout"]
         self.config = config
         libc = ctypes.CDLL(None, use_errno=True)
@@ -75,13 +84,15 @@ class Recording:
         atfork.argtypes = [ctypes.c_void_p] * 4
         atfork(None, None, forked, None)
 
-    def record_of(self, domain, original, *, nests):
+    def record_of(self, domain: int, original: list[int], *, nests: bool) -> int:
         """Make the record of a domain over the allocator that was there: ctx and four functions."""
-        record = immortal((ctypes.c_int64 * WORD)(*original, domain, ctypes.addressof(self.control), int(nests)))
+        record = immortal(
+            (ctypes.c_int64 * DOMAIN_WORDS)(*original, domain, ctypes.addressof(self.control), int(nests))
+        )
         self.header[self.at["ATTACHED"]] |= 1 << domain
         return ctypes.addressof(record)
 
-    def meet_python(self, name):
+    def meet_python(self, name: str) -> None:
         """Stand before one of Python's three allocators (PyMem_SetAllocator)."""
         domain = PYTHON_DOMAINS[name]
         table = (ctypes.c_int64 * 5)()  # PyMemAllocatorEx
@@ -90,7 +101,7 @@ class Recording:
         table[:] = [record, *self.hooks]
         ctypes.pythonapi.PyMem_SetAllocator(domain, table)
 
-    def meet_numpy(self, numpy):
+    def meet_numpy(self, numpy: Any) -> None:
         """Stand before the functions of NumPy's default handler, in its own struct: it stays the default handler."""
         pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
             ("PyCapsule_GetPointer", ctypes.pythonapi)
@@ -105,37 +116,34 @@ class Recording:
 class NumpyFinder:
     """First in ``sys.meta_path`` until NumPy is imported: meets it then."""
 
-    def __init__(self, recording):
+    def __init__(self, recording: Recording) -> None:
+        """Remember who wants to be told."""
         self.recording = recording
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
         """Find NumPy as the others do, and be told when it is there."""
         if name != "numpy":
             return None
         sys.meta_path.remove(self)
-        from importlib.util import find_spec
-
-        spec = find_spec("numpy")
+        spec = importlib.util.find_spec("numpy")
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def exec_module(module):
+            def exec_module(module: ModuleType) -> None:
                 execute(module)
                 meet(self.recording, module)
 
-            spec.loader.exec_module = exec_module
+            vars(spec.loader)["exec_module"] = exec_module
         return spec
 
 
-def meet(recording, numpy):
+def meet(recording: Recording, numpy: ModuleType) -> None:
     """Meet NumPy; one that keeps its handler elsewhere is not recorded, and the recorder says so."""
-    try:
+    with contextlib.suppress(AttributeError, ValueError, TypeError):
         recording.meet_numpy(numpy)
-    except (AttributeError, ValueError, TypeError):
-        pass
 
 
-def main():
+def main() -> None:
     """Begin to record, if the recorder asked for it."""
     config = json.loads(os.environ.pop(VARIABLE))
     here = os.path.dirname(os.path.abspath(__file__))
@@ -161,7 +169,7 @@ if VARIABLE in os.environ:
     main()
     _me = sys.modules.pop(__name__)
     try:
-        import sitecustomize  # noqa: F401  # whatever else there is
+        importlib.import_module("sitecustomize")  # whatever else there is
     except ImportError as error:
         if error.name != "sitecustomize":
             raise

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback and its clients: documents are put, fetched and searched as JSON, each request by its own thread."""
+"""An HTTP server on loopback and its clients: documents are put, fetched and searched as JSON, a thread a connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 SEED = 3
 CLIENTS, REQUESTS = 4, 12
-WORDS = "page block order zone slab cache sheaf lock pool lease arena trace".split()
+WORDS = ["page", "block", "order", "zone", "slab", "cache", "sheaf", "lock", "pool", "lease", "arena", "trace"]
 
 documents: dict[str, dict[str, Any]] = {}
 lock = threading.Lock()
@@ -38,14 +38,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         """Store a document."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with lock:
             documents[self.path] = body
         self.answer(201, {"stored": self.path, "words": len(body["text"].split())})
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Fetch a document, or the names of those with a word."""
         path, _, word = self.path.partition("?")
         with lock:
@@ -67,7 +67,9 @@ def client(number: int, port: int, requests: int, done: Callable[[int], None]) -
         kind = dice.random()
         if kind < 0.4:
             text = " ".join(dice.choices(WORDS, k=dice.randrange(20, 400)))
-            connection.request("PUT", name, json.dumps({"text": text, "turn": turn}), {"Content-Type": "application/json"})
+            connection.request(
+                "PUT", name, json.dumps({"text": text, "turn": turn}), {"Content-Type": "application/json"}
+            )
         else:
             connection.request("GET", name if kind < 0.8 else f"/?{dice.choice(WORDS)}")
         response = connection.getresponse()

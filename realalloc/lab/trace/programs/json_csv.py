@@ -53,7 +53,9 @@ def summarise(people: list[dict[str, Any]], rows: list[dict[str, str]]) -> list[
         mine = by_customer.get(person["id"], [])
         total = sum(int(row["amount"]) * float(row["price"]) for row in mine)
         goods = sorted({row["good"] for row in mine})
-        found.append({**person, "orders": len(mine), "total": round(total, 2), "goods": goods, "over": total > person["limit"]})
+        found.append(
+            {**person, "orders": len(mine), "total": round(total, 2), "goods": goods, "over": total > person["limit"]}
+        )
     return sorted(found, key=lambda each: (-each["total"], each["name"]))
 
 
