@@ -158,8 +158,10 @@ class _Reader:
             magic, count, length, checksum = CHUNK.unpack(self.take(CHUNK.size))
             if magic == b"DONE":
                 total = self.take(TOTAL.size)
-                if zlib.crc32(total) != checksum or TOTAL.unpack(total)[0] != self.events:
+                if count or length or zlib.crc32(total) != checksum or TOTAL.unpack(total)[0] != self.events:
                     raise self.error("damaged end", start)
+                if self.file.read(1):
+                    raise self.error("damaged: something follows the end")
                 return
             if magic != b"CHNK" or count > CHUNK_EVENTS:
                 raise self.error("damaged chunk", start)
