@@ -7,8 +7,6 @@ and of CPU time. The target: at most 2. ``--write`` also records the traces that
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import resource
 import statistics
 import subprocess
@@ -53,25 +51,14 @@ def _spent(call: Callable[[], object]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@contextlib.contextmanager
-def _silent():
-    """Send what children say to nowhere."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(nowhere)
+def _plainly(command: list[str]) -> None:
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
 
 
 def _round(command: list[str], domains: tuple[str, ...], directory: Path) -> tuple[tuple[float, float], int]:
     options = Options(domains, events=raw.MAX_EVENTS // 16)
     with new_log(directory, "bench", options) as log:
-        spent = _spent(lambda: run(command, log, options))
+        spent = _spent(lambda: run(command, log, options, stdout=subprocess.DEVNULL))
         places = raw.reserved(log)
         log.unlink()
     return spent, places
@@ -86,11 +73,10 @@ def slowdowns(rounds: int, scale: float) -> list[tuple[str, ...]]:
             plain, recorded = [], {domains: [] for domains in (("numpy",), raw.DOMAINS)}
             places = {}
             for _ in range(rounds):
-                with _silent():
-                    plain.append(_spent(lambda command=command: subprocess.run([sys.executable, *command], check=True)))
-                    for domains, found in recorded.items():
-                        spent, places[domains] = _round(command, domains, Path(directory))
-                        found.append(spent)
+                plain.append(_spent(lambda command=command: _plainly(command)))
+                for domains, found in recorded.items():
+                    spent, places[domains] = _round(command, domains, Path(directory))
+                    found.append(spent)
             for domains, found in recorded.items():
                 wall, cpu = (
                     statistics.median(with_[k] / without[k] for with_, without in zip(found, plain, strict=True))

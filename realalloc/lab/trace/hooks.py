@@ -27,6 +27,7 @@ from numba.core import cgutils
 from realalloc.lab.clock import cycles
 from realalloc.lab.trace.raw import (
     C_FILE,
+    C_FILTER,
     C_GROWING,
     C_INSIDE,
     C_LEAST,
@@ -44,6 +45,7 @@ from realalloc.lab.trace.raw import (
     D_NESTS,
     DOMAIN_SHIFT,
     EVENT_BYTES,
+    FILTER_WORDS,
     H_RESERVED,
     H_STATE,
     HEADER_BYTES,
@@ -247,6 +249,29 @@ def _log(record: int, control: int, op: int, address: int, nbytes: int) -> int:
 
 
 @kernel
+def _filtered(table: int, block: int) -> int:
+    return table + (((block >> 4) * GOLDEN >> 40) & (FILTER_WORDS - 1)) * W
+
+
+@kernel
+def _born(record: int, control: int, op: int, block: int, nbytes: int) -> int:
+    """Log an allocation, if it is large enough."""
+    if nbytes < load_at(control + C_LEAST * W):
+        return 0
+    table = load_at(control + C_FILTER * W)
+    if table != 0:
+        store_at(_filtered(table, block), 1)
+    return _log(record, control, op, block, nbytes)
+
+
+@kernel
+def _known(control: int, block: int) -> int:
+    """Say whether a block may be in the log."""
+    table = load_at(control + C_FILTER * W)
+    return 1 if table == 0 or load_at(_filtered(table, block)) != 0 else 0
+
+
+@kernel
 def _quiet(control: int) -> int:
     """Say whether nothing is logged: it is off, or this thread is in a hook already."""
     return 1 if load_at(control + C_ON * W) == 0 or load_at(control + C_INSIDE * W) == thread_identity() else 0
@@ -279,8 +304,8 @@ def hook_malloc(record: int, nbytes: int) -> int:
     outer = _enter(record, control)
     block = _call(record, MALLOC, nbytes, 0)
     _leave(record, control, outer)
-    if block != 0 and nbytes >= load_at(control + C_LEAST * W):
-        _log(record, control, OP_MALLOC, block, nbytes)
+    if block != 0:
+        _born(record, control, OP_MALLOC, block, nbytes)
     return block
 
 
@@ -292,8 +317,8 @@ def hook_calloc(record: int, count: int, nbytes: int) -> int:
     outer = _enter(record, control)
     block = _call(record, CALLOC, count, nbytes)
     _leave(record, control, outer)
-    if block != 0 and count * nbytes >= load_at(control + C_LEAST * W):
-        _log(record, control, OP_CALLOC, block, count * nbytes)
+    if block != 0:
+        _born(record, control, OP_CALLOC, block, count * nbytes)
     return block
 
 
@@ -302,15 +327,19 @@ def hook_realloc(record: int, block: int, nbytes: int) -> int:
     control = load_at(record + D_CONTROL * W)
     if _quiet(control):
         return _call(record, REALLOC, block, nbytes)
-    if block != 0:
+    known = block != 0 and _known(control, block) != 0
+    if known:
         _log(record, control, OP_MOVE, block, 0)
     outer = _enter(record, control)
     fresh = _call(record, REALLOC, block, nbytes)
     _leave(record, control, outer)
-    if block != 0:
+    if known:
+        table = load_at(control + C_FILTER * W)
+        if table != 0:
+            store_at(_filtered(table, fresh), 1)
         _log(record, control, OP_MOVED, fresh, nbytes)
-    elif fresh != 0 and nbytes >= load_at(control + C_LEAST * W):
-        _log(record, control, OP_MALLOC, fresh, nbytes)
+    elif fresh != 0:
+        _born(record, control, OP_MALLOC, fresh, nbytes)
     return fresh
 
 
@@ -320,7 +349,8 @@ def hook_free(record: int, block: int, nbytes: int) -> None:
     if block == 0 or _quiet(control):
         _call(record, FREE, block, nbytes)
         return
-    _log(record, control, OP_FREE, block, 0)
+    if _known(control, block):
+        _log(record, control, OP_FREE, block, 0)
     outer = _enter(record, control)
     _call(record, FREE, block, nbytes)
     _leave(record, control, outer)

@@ -52,8 +52,13 @@ C_READY: Final = 5  # events that the file has room for
 C_GROWING: Final = 6  # lock
 C_PATH: Final = 7  # address of the file's name
 C_LEAST: Final = 8  # smallest size that is logged
+C_FILTER: Final = 9  # address of the filter, 0: there is none
 C_THREADS: Final = 16  # a hash table of thread identities, a multiple of 64 bytes from the start
 CONTROL_WORDS: Final = C_THREADS + THREADS
+
+# Where there is a least size, most blocks are not logged, and their frees should not be: a word is 1 if a block that falls on
+# it was ever logged. A word is never cleared, so there is no order to keep; a block that shares one costs a place in the log.
+FILTER_WORDS: Final = 1 << 17
 
 # Words of a domain's record, what a hook gets as ``ctx``: the allocator that was there, and what the hook has to know.
 D_ORIGINAL: Final = 0  # ctx, malloc, calloc, realloc, free

@@ -88,12 +88,14 @@ def environment(log: Path, options: Options) -> dict[str, str]:
         "mapped": raw.file_bytes(options.events),
         "header_bytes": raw.HEADER_BYTES,
         "control_words": raw.CONTROL_WORDS,
+        "filter_words": raw.FILTER_WORDS,
         "limit": options.events,
         "ready": min(raw.CHUNK_EVENTS, options.events),
         "least": options.least,
         "domains": list(options.domains),
         "layout": {
-            name: getattr(raw, f"C_{name}") for name in ("ON", "FILE", "RING", "PATH", "LIMIT", "READY", "LEAST")
+            name: getattr(raw, f"C_{name}")
+            for name in ("ON", "FILE", "RING", "PATH", "LIMIT", "READY", "LEAST", "FILTER")
         },
         "pythonpath": outer,
     }
@@ -102,12 +104,15 @@ def environment(log: Path, options: Options) -> dict[str, str]:
     return {**os.environ, VARIABLE: json.dumps(config), "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def run(command: Sequence[str], log: Path, options: Options) -> int:
+def run(command: Sequence[str], log: Path, options: Options, **streams: Any) -> int:
     """Run ``python *command`` to its end, recording into a log; return its exit code, 128 + n if signal n ended it.
+
+    ``streams``: stdin, stdout and stderr of the program, as Popen takes them; this process's own otherwise.
 
     Signals of the terminal reach the program by themselves; those that others send to this process are passed on.
     """
-    process = subprocess.Popen([sys.executable, *python_flags(), *command], env=environment(log, options))  # noqa: S603
+    whole = [sys.executable, *python_flags(), *command]
+    process = subprocess.Popen(whole, env=environment(log, options), **streams)  # noqa: S603
     with _signals(process):
         code = process.wait()
     return code if code >= 0 else 128 - code
@@ -146,10 +151,13 @@ class Recorded:
     problem: str = ""
 
 
-def record(command: Sequence[str], output: Path, options: Options) -> Recorded:
-    """Run a program to its end and write its trace. OSError, RuntimeError, ValueError: it was not started."""
+def record(command: Sequence[str], output: Path, options: Options, **streams: Any) -> Recorded:
+    """Run a program to its end and write its trace; ``streams`` as :func:`run` has them.
+
+    OSError, RuntimeError, ValueError: it was not started.
+    """
     with new_log(output.absolute().parent, program_name(command), options) as log:
-        code = run(command, log, options)
+        code = run(command, log, options, **streams)
     try:
         found = raw.read_log(log)
         events, facts = resolve(found)
@@ -172,8 +180,8 @@ def _remarks(log: raw.Log) -> Iterator[str]:
     elif "numpy" in log.facts["domains"] and "numpy" not in met:
         yield "NumPy was not imported"
     if log.state == raw.LIMIT_REACHED:
-        yield f"recording stopped after {log.facts['limit']:,} places (--events)"
+        yield f"recording stopped after {log.facts['limit']:,} events (--events)"
     if log.state == raw.NO_SPACE:
-        yield f"recording stopped: no space for more than {len(log.events):,} places"
+        yield f"recording stopped: no space for more than {len(log.events):,} events"
     if log.torn:
         yield f"{log.torn} events were not finished"

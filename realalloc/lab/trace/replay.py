@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from realalloc.arena import MAX_BYTES
 from realalloc.lab import clock, machine, resident
 from realalloc.lab.crowd import crowd
 from realalloc.lab.measure import Case, Turn, WorkDiffers, check, measure
@@ -52,7 +53,7 @@ def peer_names() -> list[str]:
 def reserve_bytes(trace: Trace) -> int:
     """Return how large an arena is made for a trace."""
     peak = walk(trace.events, trace.slots).peak_bytes
-    return max(LEAST_RESERVE, ROOM * peak + LEAST_RESERVE // 4)
+    return min(max(LEAST_RESERVE, ROOM * peak), MAX_BYTES)
 
 
 class Rounds:
@@ -151,12 +152,12 @@ class Replay:
 
     def _speed(self, trace: Trace) -> None:
         case, options = case_of(trace), self._options
-        with jitted_peers(self._natives, with_ours=self._with_ours, reserve=reserve_bytes(trace)) as peers:
-            try:
+        try:
+            with jitted_peers(self._natives, with_ours=self._with_ours, reserve=reserve_bytes(trace)) as peers:
                 row = measure(case, peers, options.rounds, harness=nobody(), latency=options.latency)
-            except (WorkDiffers, MemoryError, OSError) as error:
-                self._fail(f"{case.name} was not measured: {error}")
-                return
+        except (WorkDiffers, MemoryError, OSError) as error:
+            self._fail(f"{case.name} was not measured: {error}")
+            return
         self.report.rows.append(row)
 
     def _fail(self, line: str) -> None:

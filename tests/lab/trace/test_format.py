@@ -110,7 +110,9 @@ def test_facts_that_are_missing_are_damage(tmp_path: Path, missing: str) -> None
     del told[missing]
     text = json.dumps(told).encode()
     path = tmp_path / "x"
-    path.write_bytes(file_format.HEADER.pack(b"RAtrace\0", 1, 0, len(text), zlib.crc32(text)) + text + data[20 + length :])
+    path.write_bytes(
+        file_format.HEADER.pack(b"RAtrace\0", 1, 0, len(text), zlib.crc32(text)) + text + data[20 + length :]
+    )
     with pytest.raises(TraceError, match="damaged header at byte 20"):
         read_trace(path)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,25 +18,35 @@ from support import JIT
 from realalloc.lab.trace import raw
 from realalloc.lab.trace.format import FREE, OPERATIONS
 from realalloc.lab.trace.reading import Trace, load
-from realalloc.lab.trace.recorder import Options, new_log, program_name
+from realalloc.lab.trace.recorder import Options, new_log, program_name, python_flags, record
 
 pytestmark = pytest.mark.skipif(not JIT, reason="the hooks are machine code")
 MARK = 77_777  # a size that nothing else asks for
 
 
 class Recorded:
-    """A program that was recorded by the command, in a process of its own; ``quiet`` is what it said without recording."""
+    """A program that was recorded: ``done``; and run without that: ``plain``. (Exit code, stdout, stderr.)"""
 
-    def __init__(self, tmp_path: Path, code: str, *options: str, arguments: tuple[str, ...] = (), **given: Any) -> None:
-        self.path = tmp_path / "prog.py"
-        self.path.write_text(textwrap.dedent(code))
-        self.output = tmp_path / "out.trace"
-        command = [str(self.path), *arguments]
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        how: dict[str, Any] = {"capture_output": True, "text": True, "env": env, "timeout": 200, **given}
-        record = [sys.executable, "-m", "realalloc", "record", "-q", "-o", str(self.output), *options, "--"]
-        self.done = subprocess.run([*record, *command], check=False, **how)
-        self.plain = subprocess.run([sys.executable, *command], check=False, **how)
+    def __init__(self, path: Path, code: str, *command: str, typed: str = "", **options: Any) -> None:
+        program = path / "prog.py"
+        program.write_text(textwrap.dedent(code))
+        self.output = path / "out.trace"
+        whole = [str(program), *command] if code else list(command)
+        (path / "typed").write_text(typed)
+        self.remarks: tuple[str, ...] = ()
+        self.done = self.said(path, lambda **streams: self._record(whole, Options(**options), **streams))
+        self.plain = self.said(path, lambda **streams: exit_code([sys.executable, *python_flags(), *whole], **streams))
+
+    def _record(self, command: list[str], options: Options, **streams: Any) -> int:
+        made = record(command, self.output, options, **streams)
+        self.remarks = made.remarks
+        return made.code
+
+    @staticmethod
+    def said(path: Path, call: Callable[..., int]) -> tuple[int, str, str]:
+        with (path / "typed").open() as stdin, (path / "out").open("w") as out, (path / "err").open("w") as err:
+            code = call(stdin=stdin, stdout=out, stderr=err)
+        return code, (path / "out").read_text(), (path / "err").read_text()
 
     @property
     def trace(self) -> Trace:
@@ -46,9 +54,13 @@ class Recorded:
 
     def same(self) -> None:
         """It said and returned what it does without recording, and left nothing but the trace."""
-        code = self.plain.returncode if self.plain.returncode >= 0 else 128 - self.plain.returncode
-        assert (self.done.returncode, self.done.stdout, self.done.stderr) == (code, self.plain.stdout, self.plain.stderr)
-        assert not list(self.output.parent.glob("*.rawtrace")) + list(self.output.parent.glob(".*"))
+        assert self.done == self.plain
+        assert not list(self.output.parent.glob(".*"))
+
+
+def exit_code(command: list[str], **streams: Any) -> int:
+    code = subprocess.run(command, check=False, timeout=200, env=dict(os.environ), **streams).returncode
+    return code if code >= 0 else 128 - code
 
 
 def sized(trace: Trace, size: int) -> list[str]:
@@ -60,12 +72,12 @@ def test_arguments_path_and_main_are_as_python_makes_them(tmp_path: Path) -> Non
     code = """
         import __main__, os, sys
         print(sys.argv, sys.path, sys.orig_argv[-2:], sys.flags)
-        print(sorted(vars(__main__)), __file__, __name__, __spec__, sorted(os.environ))
+        print(sorted(vars(__main__)), __file__, __name__, __spec__, sorted(os.environ.items()))
         print([name for name in sys.modules if name.startswith(("realalloc", "numba", "numpy"))], len(sys.meta_path) > 2)
         print(sys.stdin.read())
         print("to stderr", file=sys.stderr)
     """
-    program = Recorded(tmp_path, code, "--domains", "raw,mem,obj", arguments=("a", "-b", "--", "-o", "x"), input="typed")
+    program = Recorded(tmp_path, code, "a", "-b", "--", "-o", "x", domains=("raw", "mem", "obj"), typed="typed")
     program.same()
     assert program.trace.threads == 1
     assert set(program.trace.facts["domains"]) == {"raw", "mem", "obj"}
@@ -130,20 +142,28 @@ def test_what_a_domain_asks_another_for_is_one_event(tmp_path: Path) -> None:
     """A large object comes from malloc through the raw domain: it is one allocation, of the object domain."""
     program = Recorded(tmp_path, f"kept = bytearray({MARK - 1})\nother = bytes({MARK + 99})\n")
     assert len(sized(program.trace, MARK)) == 1
-    program = Recorded(tmp_path, f"kept = bytes({MARK})\n", "--domains", "raw")
+    program = Recorded(tmp_path, f"kept = bytes({MARK})\n", domains=("raw",))
     assert set(program.trace.events["domain"].tolist()) == {0}
     assert [size for size in program.trace.events["size"] if MARK <= size < MARK + 100]
 
 
 def test_options(tmp_path: Path) -> None:
-    code = f"import numpy as np\nkept = [np.ones({MARK}, np.uint8) for _ in range(9)]\nsmall = [np.ones(100) for _ in range(9)]\n"
-    program = Recorded(tmp_path, code, "--domains", "numpy", "--min-size", "1000")
+    code = f"""
+        import numpy as np
+        kept = [np.ones({MARK}, np.uint8) for _ in range(9)]
+        small = [np.ones(100) for _ in range(9)]
+    """
+    program = Recorded(tmp_path, code, domains=("numpy",), least=1000)
     program.same()
     trace = program.trace
     assert set(trace.events["domain"].tolist()) == {3}
     assert sized(trace, MARK) == ["malloc"] * 9
     assert trace.events["size"][trace.events["op"] != FREE].min() >= 1000
-    program = Recorded(tmp_path, code, "--events", "50")
+    program = Recorded(tmp_path, code, least=20_000)
+    counts = program.trace.facts["counts"]
+    assert len(sized(program.trace, MARK)) == 9
+    assert counts["unknown_frees"] + counts["small"] < len(program.trace.events), "frees of small blocks are not logged"
+    program = Recorded(tmp_path, code, events=50)
     program.same()
     assert 0 < len(program.trace.events) <= 50
     assert program.trace.facts["counts"]["refused"] > 0
@@ -151,7 +171,7 @@ def test_options(tmp_path: Path) -> None:
 
 def test_a_file_that_grows(tmp_path: Path) -> None:
     count = raw.CHUNK_EVENTS * 2
-    program = Recorded(tmp_path, f"for _ in range({count}):\n    bytes(50)\n", "--domains", "obj")
+    program = Recorded(tmp_path, f"for _ in range({count}):\n    bytes(50)\n", domains=("obj",))
     program.same()
     assert len(sized(program.trace, 83)) >= count  # bytes(50) is an object of 83 bytes
 
@@ -198,7 +218,7 @@ def test_many_threads_outside_the_gil(tmp_path: Path) -> None:
         [t.start() for t in threads]
         [t.join() for t in threads]
     """
-    program = Recorded(tmp_path, code, "--domains", "raw")
+    program = Recorded(tmp_path, code, domains=("raw",))
     program.same()
     assert len(sized(program.trace, 12_345)) == 18_000
     assert program.trace.facts["counts"]["overwritten"] == 0
@@ -244,11 +264,12 @@ def test_a_program_with_a_handler_of_its_own(tmp_path: Path) -> None:
     """
     program = Recorded(tmp_path, code)
     program.same()
-    assert "default_allocator" in program.done.stdout
+    assert "default_allocator" in program.done[1]
     assert len(sized(program.trace, MARK)) == 1
 
 
-def test_tracemalloc_and_debug_hooks_work_beside(tmp_path: Path) -> None:
+def test_tracemalloc_and_debug_hooks_work_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONMALLOC", "debug")
     code = f"""
         import tracemalloc
         tracemalloc.start()
@@ -257,33 +278,32 @@ def test_tracemalloc_and_debug_hooks_work_beside(tmp_path: Path) -> None:
         tracemalloc.stop()
         other = bytearray({MARK - 1})
     """
-    program = Recorded(tmp_path, code, env={**os.environ, "PYTHONMALLOC": "debug"})
+    program = Recorded(tmp_path, code)
     program.same()
     assert len(sized(program.trace, MARK)) == 2
 
 
-def test_a_sitecustomize_of_the_user_still_runs(tmp_path: Path) -> None:
+def test_a_sitecustomize_of_the_user_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sitecustomize.py").write_text("import builtins; builtins.mine = 17\n")
-    root = Path(raw.__file__).parents[3]
-    path = os.pathsep.join([str(tmp_path / "mine"), str(root)])
-    program = Recorded(tmp_path, "import os; print(mine, os.environ['PYTHONPATH'])", env={**os.environ, "PYTHONPATH": path})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"))
+    program = Recorded(tmp_path, "import os; print(mine, os.environ['PYTHONPATH'])")
     program.same()
-    assert program.done.stdout.startswith("17 ")
+    assert program.done[1].startswith("17 ")
 
 
-def test_modules_and_directories(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [("-m", "package"), ("package",)])
+def test_modules_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
     package = tmp_path / "package"
     package.mkdir()
-    (package / "__main__.py").write_text(f"import sys\nkept = bytearray({MARK - 1})\nprint(sys.argv[1:], __name__, sys.path[0])\n")
-    for how in (["-m", "package"], ["package"]):
-        command = [sys.executable, "-m", "realalloc", "record", "-q", "-o", "out.trace", "--", *how, "x"]
-        root = str(Path(raw.__file__).parents[3])
-        env = {**os.environ, "PYTHONPATH": root}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=200)
-        plain = subprocess.run([sys.executable, *how, "x"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, plain.stderr)
-        assert len(sized(load(str(tmp_path / "out.trace")), MARK)) == 1
+    (package / "__main__.py").write_text(
+        f"import sys\nkept = bytearray({MARK - 1})\nprint(sys.argv[1:], __name__, sys.path[0])\n"
+    )
+    program = Recorded(tmp_path, "", *how, "x")
+    program.same()
+    assert program.done[0] == 0
+    assert len(sized(program.trace, MARK)) == 1
 
 
 def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -292,12 +312,21 @@ def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)], ids=["Ctrl-C", "SIGTERM to the command"]
+    ("number", "send"),
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
+    ids=["Ctrl-C", "SIGTERM to the command"],
 )
 def test_signals(tmp_path: Path, number: signal.Signals, send: Callable[[int, int], None]) -> None:
-    (tmp_path / "p.py").write_text(
-        f"import time\nkept = bytearray({MARK - 1})\nprint('ready', flush=True)\ntry:\n    time.sleep(100)\nfinally:\n    print('end')\n"
-    )
+    code = f"""
+        import time
+        kept = bytearray({MARK - 1})
+        try:
+            print("ready", flush=True)
+            time.sleep(100)
+        finally:
+            print("end")
+    """
+    (tmp_path / "p.py").write_text(textwrap.dedent(code))
     with started(tmp_path, str(tmp_path / "p.py")) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         send(process.pid, number)
@@ -309,8 +338,19 @@ def test_signals(tmp_path: Path, number: signal.Signals, send: Callable[[int, in
 
 def test_the_log_of_a_program_that_runs_can_be_read(tmp_path: Path) -> None:
     """Whatever becomes of the recorder: the log is there, and is a trace."""
-    (tmp_path / "p.py").write_text(f"import sys\nkept = bytearray({MARK - 1})\nprint('ready', flush=True)\nsys.stdin.read()\n")
-    command = [sys.executable, "-m", "realalloc", "record", "-o", str(tmp_path / "o.trace"), "--", str(tmp_path / "p.py")]
+    (tmp_path / "p.py").write_text(
+        f"import sys\nkept = bytearray({MARK - 1})\nprint('ready', flush=True)\nsys.stdin.read()\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "realalloc",
+        "record",
+        "-o",
+        str(tmp_path / "o.trace"),
+        "--",
+        str(tmp_path / "p.py"),
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.kill()
@@ -321,22 +361,19 @@ def test_the_log_of_a_program_that_runs_can_be_read(tmp_path: Path) -> None:
         process.stdin.close()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="mounts a small file system")
 def test_no_space(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", str(small)], check=False, capture_output=True).returncode:
-        pytest.skip("no mount here")
-    try:
-        (tmp_path / "p.py").write_text("for _ in range(400_000):\n    bytes(60)\nprint('whole')\n")
-        command = [sys.executable, "-m", "realalloc", "record", "-o", str(small / "o.trace"), "--", str(tmp_path / "p.py")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-        assert (done.returncode, done.stdout) == (0, "whole\n")
-        assert "no space for more than" in done.stderr and done.stderr.count("\n") == 1
-        assert len(load(str(small / "o.trace")).events) > 1000
-    finally:
-        time.sleep(0.1)
-        subprocess.run(["umount", str(small)], check=True)
+    """The file cannot grow: recording stops, the program does not."""
+    code = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        for _ in range(400_000):
+            bytes(60)
+        print("whole")
+    """
+    program = Recorded(tmp_path, code, domains=("obj",))
+    program.same()
+    assert 1000 < len(program.trace.events) <= raw.CHUNK_EVENTS
+    assert program.remarks == (f"recording stopped: no space for more than {raw.CHUNK_EVENTS:,} events",)
 
 
 def test_names_of_programs() -> None:

@@ -39,7 +39,9 @@ def test_allocations_frees_and_slots() -> None:
 
 
 def test_a_reallocation_keeps_its_slot() -> None:
-    log = log_of((OP_MALLOC, 0, 0, 10), (OP_MOVE, 0, 0, 0), (OP_MALLOC, 1, 0, 5), (OP_MOVED, 0, 64, 90), (OP_FREE, 0, 64, 0))
+    log = log_of(
+        (OP_MALLOC, 0, 0, 10), (OP_MOVE, 0, 0, 0), (OP_MALLOC, 1, 0, 5), (OP_MOVED, 0, 64, 90), (OP_FREE, 0, 64, 0)
+    )
     assert told(log) == [("malloc", 0, 0, 10), ("malloc", 1, 1, 5), ("realloc", 0, 0, 90), ("free", 0, 0, 0)]
 
 

@@ -10,7 +10,12 @@ from realalloc.lab.trace.walk import ALREADY_LIVE, NEGATIVE, NOT_LIVE, walk
 
 def test_books() -> None:
     made = events(
-        ("malloc", 0, 0, 100), ("malloc", 0, 1, 50), ("realloc", 0, 0, 30), ("free", 1, 1), ("calloc", 0, 1, 10), ("free", 0, 0)
+        ("malloc", 0, 0, 100),
+        ("malloc", 0, 1, 50),
+        ("realloc", 0, 0, 30),
+        ("free", 1, 1),
+        ("calloc", 0, 1, 10),
+        ("free", 0, 0),
     )
     walked = walk(made, 2)
     assert walked.status is None

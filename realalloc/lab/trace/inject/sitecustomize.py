@@ -77,6 +77,8 @@ class Recording:
         path = immortal(ctypes.create_string_buffer(os.fsencode(config["log"])))
         given = {"FILE": base, "RING": base + config["header_bytes"], "PATH": ctypes.addressof(path)}
         given |= {"LIMIT": config["limit"], "READY": config["ready"], "LEAST": config["least"]}
+        if config["least"]:
+            given["FILTER"] = ctypes.addressof(immortal((ctypes.c_int64 * config["filter_words"])()))
         for name, value in given.items():
             self.control[self.at[name]] = value
         *self.hooks, forked = load_hooks(config["objects"], ctypes.addressof(self.control))
