@@ -4,8 +4,9 @@
    *main* one and put onto the *spare* one. With one array for both, each pair would wait for its own store: top, object, page,
    cache, top is a chain of 36 cycles (13.6 ns a pair measured, 9.7 with two). There are no links in the objects.
 2. An empty main sheaf is exchanged for the spare one if that has more than a quarter, else for a full one of the cache's
-   *barn*, or filled from the slabs; a full spare one is exchanged for an empty main one, for an empty one while the barn takes full ones, or flushed to the slabs
-   (Bonwick's magazines, the kernel's sheaves). That is under the arena lock, once for up to MAX_SHEAF_OBJECTS objects.
+   *barn*, or filled from the slabs; a full spare one is exchanged for an empty main one, for an empty one while the barn takes
+   full ones, or flushed to the slabs (Bonwick's magazines, the kernel's sheaves). That is under the arena lock, once for up to
+   MAX_SHEAF_OBJECTS objects.
 3. Nothing is owned: an object goes to a sheaf of the thread that frees it. What flows from one thread to another goes through
    the barn, a sheaf at a time.
 4. For the slabs an object in a sheaf is in use. The map of its slab is what makes a free exact: a second one is refused while
