@@ -14,7 +14,17 @@ import pytest
 from realalloc.lab import counters, measure
 from realalloc.lab.loops.crowds import CORRUPT
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
-from realalloc.lab.measure import LEAST_NS, TIMED_TURNS, Case, Turn, WorkDiffers, check, sample, take_turns, without_collector
+from realalloc.lab.measure import (
+    LEAST_NS,
+    TIMED_TURNS,
+    Case,
+    Turn,
+    WorkDiffers,
+    check,
+    sample,
+    take_turns,
+    without_collector,
+)
 from realalloc.lab.results import Counters, Latency
 
 
