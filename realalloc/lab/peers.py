@@ -95,6 +95,11 @@ def jitted_peers(natives: Sequence[Native], *, with_ours: bool = True) -> Iterat
         return
     with ra.Arena(RESERVE) as arena:
         yield [ours(arena.words), *others]
-        arena.validate()
-        if arena.stats().live_objects:
-            raise WorkDiffers("objects were left behind")
+        try:
+            arena.validate()
+        except ra.CorruptionError as error:
+            raise WorkDiffers(f"the arena was damaged: {error}") from error
+        stats = arena.stats()
+        left = stats.live_objects + stats.live_blocks + stats.live_areas
+        if left:
+            raise WorkDiffers(f"{left} objects were left behind")
