@@ -1,7 +1,8 @@
 """Threads of workloads: two or more that stay, one a processor, or fresh ones that end with their job.
 
-Guarantees: an exception in a thread is raised where the work was asked for. Loops that wait for each other run only after all
-of them were compiled: whoever asks runs them once with nothing to do.
+Guarantees: an exception in a thread or Ctrl-C is raised where the work was asked for, and that only when every thread is done:
+the memory that one of them works on is given back next. Loops that wait for each other run only after all of them were
+compiled: whoever asks runs them once with nothing to do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
+from realalloc.lab.interrupts import deferred
 from realalloc.lab.measure import check
 
 Job = Callable[[], int]
@@ -37,8 +39,13 @@ class Workers:
         self.pools = [ThreadPoolExecutor(1, "lab", pin, (_cpu(k),)) for k in range(threads)]
 
     def run(self, *jobs: Job) -> list[int]:
-        """Run a job in each thread; wait for all, return what they return."""
-        waiting = [pool.submit(job) for pool, job in zip(self.pools, jobs, strict=False)]
+        """Run a job in each thread; wait for all, return what they return. ValueError for more jobs than threads."""
+        if len(jobs) > len(self.pools):
+            raise ValueError(f"{len(jobs)} jobs for {len(self.pools)} threads")
+        with deferred():
+            waiting = [pool.submit(job) for pool, job in zip(self.pools, jobs, strict=False)]
+            for future in waiting:
+                future.exception()  # waits, and does not raise
         return [check(future.result()) for future in waiting]
 
     def close(self) -> None:
@@ -68,10 +75,11 @@ def crowd(jobs: Sequence[Job]) -> list[int]:
             failures.append(error)
 
     alive = [threading.Thread(target=life, args=(k,)) for k in range(len(jobs))]
-    for thread in alive:
-        thread.start()
-    for thread in alive:
-        thread.join()
+    with deferred():
+        for thread in alive:
+            thread.start()
+        for thread in alive:
+            thread.join()
     if failures:
         raise failures[0]
     return found

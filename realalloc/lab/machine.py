@@ -16,13 +16,15 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from realalloc.mm.jit import JIT
+
 UNKNOWN: Final = "unknown"
 CPUINFO = Path("/proc/cpuinfo")
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 STAT = Path("/proc/stat")
 STEAL: Final = 8  # field of the first line of /proc/stat: time that the hypervisor took
 SLICES: Final = 200
-STEPS: Final = 200_000  # of a slice, dependent multiplications: about 0.2 ms
+STEPS: Final = 200_000 if JIT else 1000  # of a slice, dependent multiplications: about 0.2 ms
 SPREAD_TOLD: Final = 1.25  # 95 % of the slices within that of the median, else the machine is called noisy
 
 

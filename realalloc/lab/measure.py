@@ -4,7 +4,8 @@ A *turn* runs a number of operations on the clock, with work before and after it
 turn for each layer: ``plain`` turns make the nanoseconds, a ``checked`` turn the checksum, ``timed`` turns the latencies, so
 that neither proof nor timing is in what the others measure.
 Guarantees: a row appears only if every contestant did the same work: the checksums, or what the loops return, are equal; an
-allocation that fails is an error, as a fast failure is no result. Whatever happens, every turn that was begun is closed.
+allocation that fails is an error, as a fast failure is no result. Whatever happens, every turn that was begun is torn down
+and closed; Ctrl-C waits until the turn that runs is over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from realalloc.lab import counters
+from realalloc.lab.interrupts import Checkpoint, deferred
 from realalloc.lab.loops.crowds import CORRUPT
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
 from realalloc.lab.results import JITTED, Counters, Entry, Latency, Row
@@ -121,20 +123,27 @@ def without_collector() -> Iterator[None]:
 
 
 def _one(turn: Turn, number: int, seen: _Seen) -> None:
-    turn.prepare()
-    before = counters.now()
-    begin = time.perf_counter_ns()
-    returned = turn.run(number)
-    spent = (time.perf_counter_ns() - begin) / number
-    counted = counters.since(before)
-    turn.teardown()
+    try:
+        turn.prepare()
+        before = counters.now()
+        begin = time.perf_counter_ns()
+        returned = turn.run(number)
+        spent = (time.perf_counter_ns() - begin) / number
+        counted = counters.since(before)
+    finally:
+        turn.teardown()
     seen.rounds.append(spent if turn.cost_ns is None else turn.cost_ns())
     seen.counted.append(counted)
     seen.returned.append(returned)
 
 
 def take_turns(
-    turns: Mapping[str, Turn], number: int, rounds: int, seed: int = 1, on_round: Callable[[int], None] | None = None
+    turns: Mapping[str, Turn],
+    number: int,
+    rounds: int,
+    seed: int = 1,
+    on_round: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint = _nothing,
 ) -> dict[str, _Seen]:
     """Run every turn once a round, in another order each; the first round warms up and is not kept. Nothing is closed."""
     seen = {name: _Seen() for name in turns}
@@ -144,6 +153,7 @@ def take_turns(
         for round_ in range(rounds + 1):
             dice.shuffle(order)
             for name in order:
+                checkpoint()
                 _one(turns[name], number, seen[name] if round_ else _Seen())
             if on_round is not None and round_:
                 on_round(round_)
@@ -152,21 +162,24 @@ def take_turns(
 
 def sample(turns: Mapping[str, Turn], number: int, rounds: int, seed: int = 1) -> dict[str, list[float]]:
     """Run every turn once a round, close them; return ns per operation of every round."""
-    with contextlib.ExitStack() as stack:
+    with deferred() as checkpoint, contextlib.ExitStack() as stack:
         for turn in turns.values():
             stack.callback(turn.close)
-        return {name: found.rounds for name, found in take_turns(turns, number, rounds, seed).items()}
+        seen = take_turns(turns, number, rounds, seed, checkpoint=checkpoint)
+    return {name: found.rounds for name, found in seen.items()}
 
 
-def _only_turn(case: Case, contestant: Contestant, layer: str, turns: int) -> tuple[Any, list[int]]:
-    """Run a layered contestant alone: it, and what it returned."""
+def _layered(case: Case, contestant: Contestant, layer: str, turns: int, checkpoint: Checkpoint) -> Any:
+    """Run a contestant alone with a layer around it, and return that."""
+    checkpoint()
     layered = contestant.layered(layer)
     turn, seen = case.make(layered), _Seen()
     with contextlib.ExitStack() as stack, without_collector():
         stack.callback(turn.close)
         for _ in range(turns):
+            checkpoint()
             _one(turn, case.number, seen)
-    return layered, seen.returned
+    return layered
 
 
 def _agree(case: Case, found: Mapping[str, Any]) -> None:
@@ -185,23 +198,40 @@ def measure(
     on_round: Callable[[int], None] | None = None,
 ) -> Row:
     """Measure one row; WorkDiffers or MemoryError if it is none."""
-    sums = {who.name: _only_turn(case, who, CHECKED, 1)[0].checksum() for who in contestants if case.content}
+    with deferred() as checkpoint:
+        return _measure(
+            case, contestants, rounds, harness if case.harness else None, seed, latency, on_round, checkpoint
+        )
+
+
+def _measure(
+    case: Case,
+    contestants: Sequence[Contestant],
+    rounds: int,
+    harness: Contestant | None,
+    seed: int,
+    latency: bool,
+    on_round: Callable[[int], None] | None,
+    checkpoint: Checkpoint,
+) -> Row:
+    checks = [who for who in contestants if case.content]
+    sums = {who.name: _layered(case, who, CHECKED, 1, checkpoint).checksum() for who in checks}
     _agree(case, sums)
-    everyone = [*contestants, *([harness] if harness is not None and case.harness else [])]
     turns: dict[str, Turn] = {}
     with contextlib.ExitStack() as stack:
-        for who in everyone:
+        for who in [*contestants, *([harness] if harness is not None else [])]:
+            checkpoint()
             turns[who.name] = case.make(who.layered(PLAIN))
             stack.callback(turns[who.name].close)
-        seen = take_turns(turns, case.number, rounds, seed, on_round)
-    alone = seen.pop(harness.name).rounds if harness is not None and case.harness else None
+        seen = take_turns(turns, case.number, rounds, seed, on_round, checkpoint)
+    alone = None if harness is None else seen.pop(harness.name).rounds
     _agree(case, {name: found.returned for name, found in seen.items()})
     if case.subtracted and alone is not None:
         for found in seen.values():
             found.rounds = [max(spent - channel, LEAST_NS) for spent, channel in zip(found.rounds, alone, strict=True)]
     timed = {}
     if latency and case.timed:
-        timed = {who.name: _only_turn(case, who, TIMED, TIMED_TURNS)[0].latencies() for who in contestants}
+        timed = {who.name: _layered(case, who, TIMED, TIMED_TURNS, checkpoint).latencies() for who in contestants}
     entries = tuple(
         Entry(
             peer=name,

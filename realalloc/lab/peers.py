@@ -97,6 +97,11 @@ def jitted_peers(
         return
     with ra.Arena(reserve) as arena:
         yield [ours(arena.words), *others]
-        arena.validate()
-        if arena.stats().live_objects:
-            raise WorkDiffers("objects were left behind")
+        try:
+            arena.validate()
+        except ra.CorruptionError as error:
+            raise WorkDiffers(f"the arena was damaged: {error}") from error
+        stats = arena.stats()
+        left = stats.live_objects + stats.live_blocks + stats.live_areas
+        if left:
+            raise WorkDiffers(f"{left} objects were left behind")

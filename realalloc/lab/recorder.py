@@ -79,7 +79,7 @@ def latencies(recorders: list[Counts]) -> tuple[Latency, ...]:
     for kind, name in enumerate(KIND_NAMES):
         begin_at = HISTOGRAMS + kind * histogram.BUCKETS
         parts: Any = [recorder[begin_at : begin_at + histogram.BUCKETS] for recorder in recorders]
-        ticks, counts = histogram.filled(np.sum(parts, axis=0))
+        ticks, counts = histogram.filled(np.sum([histogram.make(), *parts], axis=0))
         if len(ticks):
             buckets = zip((ticks * ns_per_tick()).tolist(), counts.tolist(), strict=True)
             every = 1 if kind == RESPONSE else EVERY

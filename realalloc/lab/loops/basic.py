@@ -2,7 +2,8 @@
 
 ``make(f)`` closes every loop over the functions of one kind of allocator (``kinds.Functions``); numba compiles each where it
 is first called. The first argument of all, ``how``, is what these functions need. Sizes and indices come from int32 arrays, so
-that all sides pay the same for them; the first word of every object is written.
+that all sides pay the same for them (``int``: without jit a sum of int32 would stay one); the first word of every object is
+written.
 Guarantees: a loop returns a sum of what it was given, the same for everybody who did the same work, or FAILED as soon as an
 allocation fails. ``how`` is passed through and never looked at.
 """
@@ -69,10 +70,11 @@ def make(f: Any) -> dict[str, Any]:
                 free(how, blocks[slot])
             block = alloc(how, sizes[k])
             if block == 0:
+                blocks[slot] = 0  # it was freed
                 return FAILED
             store(how, block, k)
             blocks[slot] = block
-            total += sizes[k]
+            total += int(sizes[k])
         return total
 
     @njit(nogil=True)
@@ -90,7 +92,7 @@ def make(f: Any) -> dict[str, Any]:
                 return FAILED
             store(how, block, k)
             blocks[slot] = block
-            total += sizes[k]
+            total += int(sizes[k])
         return total
 
     @njit(nogil=True)

@@ -1,4 +1,4 @@
-"""Jitted loops of threads that hand objects to each other; made as those of kernels.py are.
+"""Jitted loops of threads that hand objects to each other; made as those of ``basic`` are.
 
 Objects say in themselves what they hold, so whoever frees one checks it: CORRUPT is returned where anything else is found.
 """
@@ -41,7 +41,7 @@ def make(f: Any) -> dict[str, Any]:
             failed |= holder == 0
             for k in range(HAND if holder != 0 else 0):
                 number = batch * HAND + k
-                size = sizes[number & (STREAM - 1)]
+                size = int(sizes[number & (STREAM - 1)])
                 block = alloc(how, size)
                 if block != 0:
                     fill(at(how, block), min(size, WRITTEN), number)
@@ -225,7 +225,7 @@ def make(f: Any) -> dict[str, Any]:
                     blocks[place] = 0
                     if turn == 1:
                         state = roll(state)
-                        size = sizes[(state >> 17) % len(sizes)]
+                        size = int(sizes[(state >> 17) % len(sizes)])
                         blocks[place] = new_tagged(how, size)
                         if blocks[place] == 0:
                             return -1
@@ -239,7 +239,7 @@ def make(f: Any) -> dict[str, Any]:
                 return -1
             for k in range(count):
                 state = roll(state)
-                size = sizes[(state >> 17) % len(sizes)]
+                size = int(sizes[(state >> 17) % len(sizes)])
                 block = new_tagged(how, size)
                 if block == 0:
                     return -1

@@ -1,4 +1,4 @@
-"""Jitted loops whose objects are written, and read, from end to end; made as those of kernels.py are.
+"""Jitted loops whose objects are written, and read, from end to end; made as those of ``basic`` are.
 
 ``at(how, block)`` is the address of a block, so that the writing is the same machine code for everybody. Sums of what was read
 are returned: they have to be the same for all.
@@ -23,7 +23,7 @@ def make(f: Any) -> dict[str, Any]:
         """Read and free what a slot holds; where it is empty, fill it with an object that is all written."""
         total = 0
         for k in range(begin, end):
-            slot, size = slots[k], sizes[k]
+            slot, size = slots[k], int(sizes[k])
             if blocks[slot] != 0:
                 total += total_of(at(how, blocks[slot]), held[slot])
                 free(how, blocks[slot])
@@ -42,13 +42,14 @@ def make(f: Any) -> dict[str, Any]:
         """Replace what a slot holds by an object that is all zeroed, but for its number at both ends."""
         total = 0
         for k in range(begin, end):
-            slot, size = slots[k], sizes[k]
+            slot, size = slots[k], int(sizes[k])
             if blocks[slot] != 0:
                 old = at(how, blocks[slot])
-                total += load_at(old) + load_at(old + held[slot] - 8)
+                total += load_at(old) + load_at(old + int(held[slot]) - 8)
                 free(how, blocks[slot])
             block = alloc(how, size)
             if block == 0:
+                blocks[slot] = 0  # it was freed
                 return -1
             fill(at(how, block), size, 0)
             store_at(at(how, block), k)
@@ -61,7 +62,7 @@ def make(f: Any) -> dict[str, Any]:
     def replay_full(how: Any, blocks: Any, slots: Any, sizes: Any, begin: int, end: int) -> int:
         """Allocate into a slot and write all of it, or free it where the size is negative."""
         for k in range(begin, end):
-            slot, size = slots[k], sizes[k]
+            slot, size = slots[k], int(sizes[k])
             if size < 0:
                 free(how, blocks[slot])
                 blocks[slot] = 0

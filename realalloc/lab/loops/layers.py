@@ -33,7 +33,7 @@ def make_tally() -> npt.NDArray[np.int64]:
 
 def checksum(tallies: list[npt.NDArray[np.int64]]) -> int:
     """Make one number of what all threads counted. What they exchanged is in the sum, whoever freed it."""
-    total = np.sum(tallies, axis=0)
+    total = np.sum([make_tally(), *tallies], axis=0)
     mixed = 0
     for part in total.tolist():
         mixed = (mixed * 1_000_003 + part) & ((1 << 63) - 1)
@@ -118,7 +118,7 @@ def checked(f: Functions) -> Functions:
 
 
 @functools.cache
-def loops(f: Functions, layer: str = PLAIN) -> SimpleNamespace:
+def loops(f: Functions, layer: str) -> SimpleNamespace:
     """Return all loops over an allocator with a layer around it; each is compiled when it is first called."""
     layered = {PLAIN: lambda g: g, TIMED: timed, CHECKED: checked}[layer](f)
     parts = (basic, fills, crowds, pages, replays)

@@ -61,7 +61,7 @@ def make(f: Any) -> dict[str, Any]:
             took = cycles() - wanted
             note(recorder, RESPONSE, took)
             ticks += took
-            total += sizes[k]
+            total += int(sizes[k])
         spent[0] = ticks
         return total
 

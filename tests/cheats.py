@@ -1,0 +1,82 @@
+"""Shared by the tests of loops: allocators that cheat, each in one way, around one that does not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from numba import njit
+
+from realalloc.lab.loops import layers
+from realalloc.lab.loops.kinds import NATIVE, Functions
+from realalloc.lab.natives import find_natives
+from realalloc.lab.peers import Peer
+
+CALLS, MOST, OUT = 2, 3, 4  # words of ``how`` behind the two addresses: allocations, how many may succeed, blocks out
+_alloc, _free, _store, _load, _at = NATIVE
+
+honest = NATIVE
+
+
+@njit(forceinline=True)
+def _failing_alloc(how, nbytes):
+    if how[CALLS] >= how[MOST]:
+        return 0
+    how[CALLS] += 1
+    how[OUT] += 1
+    return _alloc(how, nbytes)
+
+
+@njit(forceinline=True)
+def _counted_free(how, block):
+    how[OUT] -= 1
+    return _free(how, block)
+
+
+# Has no memory after MOST allocations, and keeps the books of what is out.
+failing = Functions(_failing_alloc, _counted_free, _store, _load, _at)
+
+
+@njit(forceinline=True)
+def _same_alloc(how, nbytes):
+    how[CALLS] += 1
+    if how[CALLS] % 2 == 0:
+        return how[OUT]
+    how[OUT] = _alloc(how, nbytes)
+    return how[OUT]
+
+
+@njit(forceinline=True)
+def _leaking_free(_how, _block):
+    return 0
+
+
+# Hands every block out twice.
+double = Functions(_same_alloc, _leaking_free, _store, _load, _at)
+
+
+@njit(forceinline=True)
+def _forgetful_store(how, block, value):
+    how[CALLS] += 1
+    _store(how, block, 0 if how[CALLS] % 100 == 0 else value)
+
+
+# One write in a hundred is lost.
+forgetful = Functions(_alloc, _free, _forgetful_store, _load, _at)
+
+
+def how(most: int = 1 << 60) -> np.ndarray:
+    """Make what these take first."""
+    (glibc,), _ = find_natives("glibc")
+    return np.array([glibc.alloc, glibc.free, 0, most, 0], np.int64)
+
+
+def peer(name: str, functions: Functions, most: int = 1 << 60) -> Peer:
+    """Make a contestant; all threads share one ``how``."""
+    mine = how(most)
+    return Peer(name, functions, lambda _thread: mine)
+
+
+def loops(functions: Functions) -> SimpleNamespace:
+    """Return plain loops."""
+    return layers.loops(functions, layers.PLAIN)
