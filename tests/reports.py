@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from realalloc.lab.results import JITTED, PYTHON, Counters, Entry, Latency, Report, Row, Series
+from realalloc.lab.results import JITTED, PYTHON, Counters, Entry, Footprint, Latency, Report, Row, Series
 
 PEERS = (
     "realalloc",
@@ -86,6 +86,7 @@ def make_report(peers: int = 9, rounds: int = 15, timed: int = 20_000, seed: int
         skipped=["snmalloc: no shared library found", "pyarrow: not installed"],
         warnings=["the machine is busy (load 3.1 on 2 CPUs): ratios within 4 % cannot be told apart"],
         started="2025-01-31 12:00:00",
+        footprints=[Footprint("replay git", peer, 8 << 20, (10 + k) << 20, k << 20) for k, peer in enumerate(names)],
     )
 
 

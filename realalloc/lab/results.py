@@ -319,12 +319,12 @@ class Report:
     options: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     resident: dict[str, Series] = field(default_factory=dict)  # workload -> RSS over time, one column a peer
-    footprints: list[Footprint] = field(default_factory=list)
     floors: dict[str, float] = field(default_factory=dict)  # ns that measuring itself costs, by what it is
     skipped: list[str] = field(default_factory=list)  # peers and rows that are not there, and why
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
     started: str = ""  # date and time, as a person reads it
+    footprints: list[Footprint] = field(default_factory=list)
 
     @property
     def peers(self) -> list[str]:

@@ -93,10 +93,10 @@ def test_sides_change_when_the_buffer_is_emptied() -> None:
 
 def test_kinds_share_the_buffer_and_nothing_else() -> None:
     words = recorder.make()
-    for k in range(3 * ROOM):
-        note(words, k % 3, 10 * (k % 3))
+    for k in range(KINDS * ROOM):
+        note(words, k % KINDS, 10 * (k % KINDS))
     assert _counts(words) == dict.fromkeys(KIND_NAMES, ROOM)
-    for kind in range(3):
+    for kind in range(KINDS):
         assert _buckets(words, kind)[histogram.bucket_of(10 * kind)] == ROOM
 
 

@@ -80,10 +80,10 @@ class Rounds:
         return int(self._loop(self._peer.how(thread), self._blocks, self._turns, *given, 0, last))
 
     def run(self, _number: int) -> int:
-        """Replay all of it; return the bytes asked for, below 0 if an allocation failed."""
+        """Replay all of it; return the bytes asked for. MemoryError if an allocation failed."""
         threads = len(self._plan.parts)
         if threads == 1:
-            return self._part(0)
+            return check(self._part(0))
         for thread in range(threads):
             self._peer.how(thread)  # made here, not by several threads at once
         return sum(crowd([functools.partial(self._part, thread) for thread in range(threads)]))

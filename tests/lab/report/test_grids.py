@@ -8,7 +8,7 @@ import pytest
 from reports import make_report
 
 from realalloc.lab.report import grids
-from realalloc.lab.results import Interval
+from realalloc.lab.results import Footprint, Interval
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,20 @@ def test_counters_beside_an_entry() -> None:
     )
     assert grids.counted(replace(report.rows[0].entries[0], counters=seen)) == ("15+3", "0/7", "1")
     assert grids.counted(report.rows[0].entries[0]) == ("", "", "")
+
+
+def test_footprints_are_the_smallest_first() -> None:
+    made = [
+        Footprint("b", "large", 100 << 10, 400 << 10, 0),
+        Footprint("b", "small", 100 << 10, 125 << 10, 4096),
+        Footprint("a", "nothing", 0, 0, 0),
+    ]
+    grid = grids.footprints(replace(make_report(), footprints=made))
+    assert grid is not None
+    assert grid.rows == [
+        ("b", "small", "100 KiB", "125 KiB", "1.25", "20%", "4 KiB"),
+        ("b", "large", "100 KiB", "400 KiB", "4.00", "75%", "0 B"),
+        ("a", "nothing", "0 B", "0 B", "-", "-", "0 B"),
+    ]
+    assert grid.marks == [grids.BEST, "", grids.BEST]
+    assert grids.footprints(replace(make_report(), footprints=[])) is None

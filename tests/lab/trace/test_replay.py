@@ -81,7 +81,7 @@ def test_a_wait_ends_when_another_failed() -> None:
 
 
 def test_a_row_that_fails_is_a_warning(tmp_path: Path) -> None:
-    huge = events(("malloc", 0, 0, 1 << 45))
+    huge = events(("malloc", 0, 0, 1 << 50))
     write_trace(tmp_path / "huge.trace", huge, facts())
     trace = load(str(tmp_path / "huge.trace"))
     for peer in ("glibc", "realalloc"):
