@@ -162,7 +162,7 @@ def test_options(tmp_path: Path) -> None:
     program = Recorded(tmp_path, code, least=20_000)
     counts = program.trace.facts["counts"]
     assert len(sized(program.trace, MARK)) == 9
-    assert counts["unknown_frees"] + counts["small"] < len(program.trace.events), "frees of small blocks are not logged"
+    assert counts["unknown_frees"] + counts["small"] < 5000, "of 150 000 frees of small blocks"
     program = Recorded(tmp_path, code, events=50)
     program.same()
     assert 0 < len(program.trace.events) <= 50
