@@ -19,6 +19,7 @@ from realalloc.cli.demo import DemoCommand
 from realalloc.cli.info import InfoCommand
 from realalloc.cli.output import shown
 from realalloc.cli.problems import BadInput
+from realalloc.cli.stress import StressCommand
 from realalloc.cli.warmup import WarmupCommand
 from realalloc.errors import OutOfMemory
 
@@ -39,7 +40,7 @@ class Command(Protocol):
         """Do the work and return the exit code; BadInput for what the user can put right."""
 
 
-COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), WarmupCommand())
+COMMANDS: tuple[Command, ...] = (DemoCommand(), InfoCommand(), StressCommand(), WarmupCommand())
 
 
 class Parser(argparse.ArgumentParser):

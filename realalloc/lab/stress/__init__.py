@@ -23,7 +23,12 @@ def run(
     on_tick: Callable[[Tick], None] | None = None,
     on_round: Callable[[Worker], Any] | None = None,
 ) -> Verdict:
-    """Stress, and judge; see :func:`realalloc.lab.stress.running.run`."""
-    from realalloc.lab.stress.running import run as begin  # noqa: PLC0415
+    """Stress, and judge. ``on_tick`` is told how it stands, some fifty times a second; ``on_round`` is called in a worker's
+    thread after each of its rounds, for tests that damage something.
 
-    return begin(options, on_tick, on_round)
+    Raises ValueError or OutOfMemory for options that this machine cannot do, before anything runs.
+    """
+    from realalloc.lab.stress.running import Run  # noqa: PLC0415  # numba, and an arena
+
+    with Run(options, on_round) as made:
+        return made.run(on_tick)

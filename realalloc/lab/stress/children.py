@@ -129,10 +129,14 @@ class Children:
         for child in self.all:
             child.tell("go")
 
-    def end(self, seconds: float = END_SECONDS) -> list[ProcessResult]:
-        """Tell all to stop, wait for them, and return what they found."""
+    def stop(self) -> None:
+        """Let them end."""
         for child in self.all:
             child.tell("stop")
+
+    def end(self, seconds: float = END_SECONDS) -> list[ProcessResult]:
+        """Tell all to stop, wait for them, and return what they found."""
+        self.stop()
         for child in self.all:
             reason = child.finish(seconds)
             if reason is not None:

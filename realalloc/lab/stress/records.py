@@ -7,10 +7,12 @@ May not: judge (``checks.py`` does), run or import anything but the standard lib
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from realalloc.lab.results import Series
 from realalloc.lab.stress.options import Options
+
+if TYPE_CHECKING:
+    from realalloc.lab.results import Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class ProcessResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Make a result of what :meth:`as_dict` said."""
+        from realalloc.lab.results import Series  # noqa: PLC0415  # numpy, which --help has no use for
+
         given = {name: value for name, value in data.items() if name not in ("verified", "ok")}
         given["waits"] = Waits(**given["waits"])
         given["checks"] = [Check(**check) for check in given["checks"]]

@@ -11,6 +11,8 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import TracebackType
+from typing import Self
 
 import realalloc
 from realalloc.lab.stress.children import Child, Children
@@ -34,14 +36,18 @@ def machine() -> dict[str, str]:
     }
 
 
-def run(options: Options, on_tick: OnTick | None = None, on_round: OnRound | None = None) -> Verdict:
-    """Stress, and judge. ``on_tick`` is told how it stands some fifty times a second, ``on_round`` is for tests.
+class Run:
+    """A run that can be: the constructor refuses what this machine cannot do, before anything runs. A context manager."""
 
-    Raises ValueError or OutOfMemory for options that this machine cannot do, before anything runs.
-    """
-    verdict = Verdict(options, machine())
-    engine = Engine(options, on_round=on_round)
-    try:
+    def __init__(self, options: Options, on_round: OnRound | None = None) -> None:
+        """Make the arena of this process; ValueError or OutOfMemory. ``on_round`` is for tests, see :class:`Worker`."""
+        self.options = options
+        self._engine = Engine(options, on_round=on_round)
+
+    def run(self, on_tick: OnTick | None = None) -> Verdict:
+        """Stress, once, and judge. ``on_tick`` is told how it stands, some fifty times a second."""
+        options, engine = self.options, self._engine
+        verdict = Verdict(options, machine())
         with Children(options) as children:
             engine.prepare()
             children.wait_ready()
@@ -51,14 +57,23 @@ def run(options: Options, on_tick: OnTick | None = None, on_round: OnRound | Non
                 _await(children, options, on_tick, engine)
             except KeyboardInterrupt:
                 verdict.interrupted = True
+            children.stop()
             own = engine.finish()
             verdict.processes = [own, *children.end()]
             verdict.lost = children.lost
-    finally:
-        engine.close()
-    if not verdict.ok:
-        verdict.reproduce = command(shortest(verdict))
-    return verdict
+        if not verdict.ok:
+            verdict.reproduce = command(shortest(verdict))
+        return verdict
+
+    def __enter__(self) -> Self:
+        """Return the run."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the arena."""
+        self._engine.close()
 
 
 def _merged(children: Children, on_tick: OnTick | None) -> OnTick | None:

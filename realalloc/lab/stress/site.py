@@ -6,7 +6,6 @@ Guarantees: everything is made by the constructor or nothing is kept; ``stop`` i
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Any
 
@@ -17,8 +16,8 @@ from realalloc.cache import KmemCache
 from realalloc.context import NumPyContext
 from realalloc.errors import CorruptionError
 from realalloc.lab.stress.draws import STYLE_CODES, draw_kinds, draw_sizes
-from realalloc.lab.stress.kernels import COUNTS, FAILURE_WORDS, LEASE, LEASE_KINDS, RAW_KINDS, RECORD, clear
-from realalloc.lab.stress.options import Options
+from realalloc.lab.stress.kernels import COUNTS, FAILURE_WORDS, LEASE, LEASE_KINDS, NUMPY, RAW_KINDS, RECORD, clear
+from realalloc.lab.stress.options import MIX, Options
 from realalloc.mm.jit import JIT
 from realalloc.mm.layout import H_MAX_ORDER
 
@@ -36,11 +35,14 @@ class Site:
         self.options = options
         rng = np.random.default_rng(options.seed)
         self.sizes = draw_sizes(options.sizes, rng)
-        self.raw_kinds = draw_kinds(options.weights, RAW_KINDS, 0, rng)
-        self.lease_kinds = draw_kinds(options.weights, LEASE_KINDS, LEASE, rng)
-        if options.weights.get("numpy") and not JIT:
-            raise ValueError("--mix: numpy needs machine code, which NUMBA_DISABLE_JIT forbids")
         weights = options.weights
+        if weights.get("numpy") and not JIT:
+            if options.mix != MIX:
+                raise ValueError("--mix: numpy needs machine code, which NUMBA_DISABLE_JIT forbids")
+            weights = {**weights, "numpy": 0.0}
+        self.raw_kinds = draw_kinds(weights, RAW_KINDS, 0, rng)
+        self.lease_kinds = draw_kinds(weights, LEASE_KINDS, LEASE, rng)
+        self.numpy: NumPyContext | None = None
         leases = sum(weights.get(kind, 0.0) for kind in LEASE_KINDS)
         self.lease_share = leases / sum(weights.values())
         style, self.slots = options.slots
@@ -65,7 +67,8 @@ class Site:
         self.cache_table = np.array([*named, int(self.words[H_MAX_ORDER])], np.int64)
         self.bounded = arena.mempool(max(1, options.threads // 2), size=BOUNDED_BYTES, order="reserve-only")
         self.reserve = arena.mempool(RESERVE_ELEMENTS, size=RESERVE_BYTES)
-        self.numpy: NumPyContext | None = arena.numpy() if options.weights.get("numpy") else None
+        if self.lease_kinds is not None and NUMPY in self.lease_kinds:
+            self.numpy = arena.numpy()
         if options.faults:
             self.reserve.fail_alloc(options.faults, seed=options.seed & 0x7FFFFFFF)
 
@@ -113,9 +116,7 @@ class Site:
 
     def close(self) -> None:
         """Close the arena."""
-        self.words = None
-        with contextlib.suppress(AttributeError):
-            del self.numpy
+        self.words = self.numpy = None
         self.arena.close()
 
 
