@@ -1,8 +1,9 @@
-"""What the system says about this process: resident set, page faults, CPU time, threads, files. The only file that imports ``psutil``.
+"""What the system says about this process: resident set, page faults, CPU time, threads, files. The only file that imports
+``psutil``.
 
 Guarantees: a sampler sees the resident set when it starts, every ``interval`` seconds and when it stops, so that its
-``peak`` is never below either end. A peak that is shorter than the interval can be missed. What a ``ProcessSampler`` keeps is bounded,
-however long it runs: when there are too many rows, every second one goes, and from then on half as many come.
+``peak`` is never below either end. A peak that is shorter than the interval can be missed. What a ``ProcessSampler`` keeps
+is bounded, however long it runs: when there are too many rows, every second one goes, and from then on half as many come.
 May not: know what the process is doing.
 """
 

@@ -1,5 +1,5 @@
-"""How a stress run goes, on stderr: a live table with ``rich`` on a terminal, one line that is overwritten without it, and in a
-pipe a plain line every ten seconds.
+"""How a stress run goes, on stderr: a live table with ``rich`` on a terminal, one line that is overwritten without it, and
+in a pipe a plain line every ten seconds.
 
 Guarantees: never draws more than four times a second, has no thread of its own, and leaves a clean line behind.
 """

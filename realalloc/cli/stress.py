@@ -1,8 +1,9 @@
 """``realalloc stress``: use an arena in every way at once, and prove every block.
 
-Contract: exit code 0 only if every check of every process held; 1 otherwise, with the seed and the shortest command that runs the
-failure again on stderr; 2 for what cannot be, before anything runs; 130 after Ctrl-C, when all was freed, checked and reported.
-``--json`` prints the verdict on stdout and nothing else there. How it goes is on stderr: live on a terminal, else a line in a while.
+Contract: exit code 0 only if every check of every process held; 1 otherwise, with the seed and the shortest command that
+runs the failure again on stderr; 2 for what cannot be, before anything runs; 130 after Ctrl-C, when all was freed, checked
+and reported. ``--json`` prints the verdict on stdout and nothing else there. How it goes is on stderr: live on a terminal,
+else a line in a while.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class StressCommand:
             help="probability that a pool's backing allocator is made to fail",
         )
         add("--arena", metavar="SIZE", type=size_of("--arena"), default="64MiB", help="of each process")
-        add("--limit", metavar="SIZE", type=size_of("--limit"), default=0, help="that pages may make resident (0: none)")
+        add(
+            "--limit", metavar="SIZE", type=size_of("--limit"), default=0, help="that pages may make resident (0: none)"
+        )
         add(
             "--rss-limit",
             metavar="SIZE",
@@ -137,20 +140,24 @@ def print_verdict(verdict: Verdict) -> None:
     processes = verdict.processes
     seconds = max((process.seconds for process in processes), default=0.0)
     read = sum(process.read_bytes for process in processes)
-    print(f"{verdict.verified:,} blocks filled, and read in full before they were freed; {format_bytes(read)} read;", end=" ")
-    print(f"{verdict.verified / seconds if seconds else 0:,.0f} a second over {seconds:.1f} s; seed {verdict.options.seed}\n")
+    print(
+        f"{verdict.verified:,} blocks filled, and read in full before they were freed; {format_bytes(read)} read;",
+        end=" ",
+    )
+    print(
+        f"{verdict.verified / seconds if seconds else 0:,.0f} a second over {seconds:.1f} s; seed {verdict.options.seed}\n"
+    )
     kinds = [kind for kind in KINDS if any(process.taken.get(kind) for process in processes)]
-    total = [(kind, *(_sum(processes, part, kind) for part in ("taken", "freed", "full"))) for kind in kinds]
-    print_table("work", ("", "taken", "verified", "no memory"), [(kind, *(f"{n:,}" for n in row)) for kind, *row in total])
+    rows = [(kind, *(f"{_sum(processes, part, kind):,}" for part in ("taken", "freed", "full"))) for kind in kinds]
+    print_table("work", ("", "taken", "verified", "no memory"), rows)
     acts = {act: _sum(processes, "abuses", act) for act in ABUSES}
     done = [f"{act} {count:,}" for act, count in acts.items() if count]
     done += [f"{what} {count:,}" for what, count in _more(processes).items() if count]
     print(f"\nmeanwhile: {', '.join(done) or 'nothing'}\n")
     for process in processes:
-        rows = [(check.mark, check.name, check.detail) for check in process.checks]
         print(f"{process.name}, seed {process.seed}")
-        for mark, name, detail in rows:
-            print(f"  {mark:<4}  {name:<11} {shown(detail)}")
+        for check in process.checks:
+            print(f"  {check.mark:<4}  {check.name:<11} {shown(check.detail)}")
     print(f"\n{'passed' if verdict.ok else 'FAILED'}{', interrupted' if verdict.interrupted else ''}")
 
 

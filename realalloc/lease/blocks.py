@@ -110,6 +110,6 @@ def give_back(words: Words, tag: int, offset: int) -> int:
 
 @entry
 def linger(words: Words, tag_address: int) -> int:
-    """Mark and count a lease whose handle was freed while other views live; in one step, which no signal's handler can part."""
+    """Mark and count a lease whose handle was freed while other views live; no signal's handler can part the two."""
     store_at(tag_address, load_at(tag_address) | TAG_LINGERS)
     return atomic_add(words, H_LINGERING, 1)

@@ -28,7 +28,7 @@ def run(
 
     Raises ValueError or OutOfMemory for options that this machine cannot do, before anything runs.
     """
-    from realalloc.lab.stress.running import Run  # noqa: PLC0415  # numba, and an arena
+    from realalloc.lab.stress.running import Run  # numba, and an arena
 
     with Run(options, on_round) as made:
         return made.run(on_tick)

@@ -1,7 +1,9 @@
-"""What is done to an arena while threads use it: trims, walks, resizes, shrinks, shortages, forks, collections, signals, rebirths.
+"""What is done to an arena while threads use it: trims, walks, resizes, shrinks, shortages, forks, collections, signals,
+rebirths.
 
-Each has a rate, and comes due on the main thread's clock; what comes due is done one after another, and what could not be done in
-time is not made up for. Guarantees: ``did`` counts what was done; what went wrong is in ``books`` or ``children``, never raised.
+Each has a rate, and comes due on the main thread's clock; what comes due is done one after another, and what could not be
+done in time is not made up for. Guarantees: ``did`` counts what was done; what went wrong is in ``books`` or ``children``,
+never raised.
 """
 
 from __future__ import annotations

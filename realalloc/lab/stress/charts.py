@@ -1,11 +1,12 @@
 """Series as figures: PNG by matplotlib, for a page by plotly. Nothing here knows what was measured.
 
-Guarantees: works without a display, and leaves matplotlib's global state as it is. matplotlib and plotly are imported when they are
-used; where they are missing, ImportError comes of it.
+Guarantees: works without a display, and leaves matplotlib's global state as it is. matplotlib and plotly are imported when
+they are used; where they are missing, ImportError comes of it.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 from collections.abc import Mapping
@@ -58,15 +59,18 @@ def _panel(axes: Any, series: Series, title: str) -> None:
 
 def plot(found: Mapping[str, Series]) -> Any:
     """Draw series under each other; a plotly ``Figure``."""
-    from plotly.graph_objects import Figure, Scatter
-    from plotly.subplots import make_subplots
+    from plotly import subplots
+
+    scatter: Any = importlib.import_module("plotly.graph_objects").Scatter  # which does not say what it exports
 
     titles = list(found) or ["nothing was sampled"]
-    made: Figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.06)
+    made: Any = subplots.make_subplots(
+        rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.06
+    )
     for row, series in enumerate(found.values(), start=1):
         for name, values in scaled(series).items():
             drawn = [value if math.isfinite(value) else None for value in values]
-            made.add_trace(Scatter(x=list(series.seconds), y=drawn, name=name, mode="lines"), row=row, col=1)
+            made.add_trace(scatter(x=list(series.seconds), y=drawn, name=name, mode="lines"), row=row, col=1)
         made.update_yaxes(title_text=UNITS.get(series.unit, series.unit), rangemode="tozero", row=row, col=1)
     made.update_xaxes(title_text="seconds", row=len(titles), col=1)
     made.update_layout(template="plotly_white", height=PANEL_PIXELS * len(titles), margin={"t": 40, "b": 40})

@@ -4,9 +4,10 @@ contents    every block read as it was written, when it was freed and when a nei
 accounting  walkers found nothing; what was taken was freed; at the end the arena was whole and, after a trim, empty
 rss bound   no sample of the resident set was above ``--rss-limit``
 rss back    at the end the resident set was at most ``BACK_BYTES`` above the start
-no growth   with 97.5 % confidence RSS did not rise by more than ``GROWTH_BYTES`` over the run, its first fifth not counted
-fairness    no thread did less than ``LEAST_SHARE`` of the mean; no wait for a pool was longer than ``LONGEST_WAIT_SECONDS`` and
-            ``LONGEST_TO_MEAN`` times the mean wait
+no growth   fails if RSS rose by more than ``GROWTH_BYTES`` over the run, its first fifth not counted, with 97.5 % confidence:
+            the lower end of the slope's 95 % interval is above that
+fairness    no thread did less than ``LEAST_SHARE`` of the mean; no wait for a pool was longer than both
+            ``LONGEST_WAIT_SECONDS`` and ``LONGEST_TO_MEAN`` times the mean wait
 children    every forked child found the arena whole and left; every thread ended
 
 Guarantees: judges a record and nothing else, so that a record can be judged again. A check that the run was too short for says
@@ -61,7 +62,9 @@ def _accounting(result: ProcessResult) -> Check:
     for kind, taken in result.taken.items():
         if taken != result.freed.get(kind, 0):
             broken.append(f"{kind}: {taken:,} taken, {result.freed.get(kind, 0):,} freed")
-    return Check("accounting", not broken, _first(broken) or "the arena is whole and empty, all that was taken was freed")
+    return Check(
+        "accounting", not broken, _first(broken) or "the arena is whole and empty, all that was taken was freed"
+    )
 
 
 def _rss_bound(result: ProcessResult, limit: int) -> Check:
@@ -99,7 +102,8 @@ def _fairness(result: ProcessResult) -> Check:
     waits = result.waits
     longest = max(LONGEST_WAIT_SECONDS, LONGEST_TO_MEAN * waits.mean_seconds)
     patient = waits.longest_seconds <= longest
-    said = f"{waits.count:,} waits for a pool, mean {waits.mean_seconds * 1e3:.2f} ms, longest {waits.longest_seconds * 1e3:.1f} ms"
+    mean_ms, longest_ms = waits.mean_seconds * 1e3, waits.longest_seconds * 1e3
+    said = f"{waits.count:,} waits for a pool, mean {mean_ms:.2f} ms, longest {longest_ms:.1f} ms"
     mean = sum(result.by_thread) / max(1, len(result.by_thread))
     least, most = min(result.by_thread, default=0), max(result.by_thread, default=0)
     judged = result.seconds >= JUDGED_SECONDS and len(result.by_thread) > 1 and mean > 0

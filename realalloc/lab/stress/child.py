@@ -3,9 +3,9 @@
     parent → child   {"name": ..., "options": {...}}, then ``go``, then ``stop`` or the end of the pipe
     child → parent   {"ready": true}, {"tick": {...}} twice a second, {"result": {...}}
 
-Guarantees: the run ends when the parent says so, dies or closes the pipe, and is freed, checked and reported then too. Exit code 0
-if a result was given, whatever it says. May not: read standard input through Python's buffers, since a thread that is inside of
-them when the interpreter ends would end it badly.
+Guarantees: the run ends when the parent says so, dies or closes the pipe, and is freed, checked and reported then too. Exit
+code 0 if a result was given, whatever it says. May not: read standard input through Python's buffers, since a thread that
+is inside of them when the interpreter ends would end it badly.
 """
 
 from __future__ import annotations

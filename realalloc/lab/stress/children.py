@@ -1,11 +1,12 @@
 """The extra processes, as the first one sees them: started anew (no fork of a process with threads), told, heard, waited for.
 
-Guarantees: a child that was started is waited for, and killed if it does not end in time; what it said last is kept. Ctrl-C goes to
-the parent only, who tells them. A child that gives no result is in ``lost`` with its exit code and its last words.
+Guarantees: a child that was started is waited for, and killed if it does not end in time; what it said last is kept. Ctrl-C
+goes to the parent only, who tells them. A child that gives no result is in ``lost`` with its exit code and its last words.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -54,11 +55,9 @@ class Child:
     def tell(self, line: str) -> None:
         """Send a line; a child that is gone is found out later."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-        except OSError:
-            pass
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -90,10 +89,8 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         for pipe in (self._process.stdin, self._process.stdout):
-            try:
+            with contextlib.suppress(OSError):
                 pipe.close()
-            except OSError:
-                pass
         self._stderr.seek(0)
         words = self._stderr.read()[-LAST_WORDS:].decode(errors="replace").strip()
         self._stderr.close()

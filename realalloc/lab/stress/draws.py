@@ -32,7 +32,9 @@ def draw_sizes(text: str, rng: np.random.Generator) -> Stream:
     return exact.astype(np.int64).clip(low, high)
 
 
-def draw_kinds(weights: dict[str, float], kinds: tuple[str, ...], first: int, rng: np.random.Generator) -> Stream | None:
+def draw_kinds(
+    weights: dict[str, float], kinds: tuple[str, ...], first: int, rng: np.random.Generator
+) -> Stream | None:
     """Draw kinds, numbered from ``first``, by their weights; None if all of these weights are 0."""
     shares: Any = np.array([weights.get(kind, 0.0) for kind in kinds])
     if not shares.sum() > 0:

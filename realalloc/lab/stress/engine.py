@@ -19,9 +19,9 @@ import numpy as np
 
 from realalloc.lab.stress.abuse import Abuse
 from realalloc.lab.stress.checks import judge
-from realalloc.lab.stress.kernels import FREED, FULL, KINDS, LEASE, NUMPY, READ_WORDS, REALLOCS, TAKEN, clear
+from realalloc.lab.stress.kernels import FREED, FULL, LEASE, NUMPY, READ_WORDS, REALLOCS, TAKEN, clear
 from realalloc.lab.stress.leases import LeaseWork
-from realalloc.lab.stress.options import Options
+from realalloc.lab.stress.options import KINDS, Options
 from realalloc.lab.stress.pelting import Pelting
 from realalloc.lab.stress.records import ProcessResult, Tick, Waits
 from realalloc.lab.stress.sampling import arena_numbers, as_series
@@ -186,7 +186,9 @@ class Engine:
         if self._pelted is not None:
             result.wrong += [f"under signals: {text}" for text in self._pelted.wrong]
         result.books += [f"thread {worker.number}: {worker.error}" for worker in self.workers if worker.error]
-        moments = [at for w in self.workers for at in (w.first_wrong_seconds, w.leases.first_wrong_seconds) if at is not None]
+        moments = [
+            at for w in self.workers for at in (w.first_wrong_seconds, w.leases.first_wrong_seconds) if at is not None
+        ]
         result.first_wrong_seconds = min(moments, default=None)
         waits = [worker.leases.waits for worker in self.workers]
         number, total = sum(w[0] for w in waits), sum(w[1] for w in waits)

@@ -1,9 +1,9 @@
 """Does a series grow? A slope that outliers cannot bend, with its confidence interval.
 
-The slope is Theil and Sen's: the median of the slopes of all pairs of points. Its interval is Kendall's: from the variance of S,
-the number of rising less falling pairs, one counts how many of the sorted slopes lie on each side. Samples of a process resemble
-those just before them, which makes plain intervals too narrow: the variance is corrected for the autocorrelation of the ranks
-(Hamed and Rao, 1998), and never made smaller.
+The slope is Theil and Sen's: the median of the slopes of all pairs of points. Its interval is Kendall's: from the variance
+of S, the number of rising less falling pairs, one counts how many of the sorted slopes lie on each side. Samples of a
+process resemble those just before them, which makes plain intervals too narrow: the variance is corrected for the
+autocorrelation of the ranks (Hamed and Rao, 1998), and never made smaller.
 
 Guarantee: monotone transformations of time aside, nothing is assumed of the noise's distribution. numpy only.
 """
@@ -59,7 +59,8 @@ def _thin(values: Floats) -> Floats:
     if len(values) <= MOST_POINTS:
         return values
     each = -(-len(values) // MOST_POINTS)
-    return values[: len(values) // each * each].reshape(-1, each).mean(axis=1)
+    thinned: Floats = values[: len(values) // each * each].reshape(-1, each).mean(axis=1)
+    return thinned
 
 
 def _variance_of_s(heights: Floats, times: Floats, slope: float) -> float:

@@ -131,7 +131,9 @@ def read_neighbours(words: Any, table: Any, offset: int, counts: Any, failure: A
 
 
 @loop
-def take(words: Any, table: Any, at: int, kind: int, nbytes: int, caches: Any, dice: int, sequence: int, counts: Any) -> int:
+def take(
+    words: Any, table: Any, at: int, kind: int, nbytes: int, caches: Any, dice: int, sequence: int, counts: Any
+) -> int:
     """Take a block into an empty record and fill it; return its offset, 0 if there is no memory."""
     offset, argument = 0, 0
     if kind == KMALLOC:
@@ -190,7 +192,7 @@ def give(words: Any, table: Any, at: int, counts: Any, failure: Any) -> int:
 
 @loop
 def regrow(words: Any, table: Any, at: int, nbytes: int, sequence: int, counts: Any, failure: Any) -> None:
-    """krealloc a block: what it had must be there, in place or moved; then it is filled as the block that it has become."""
+    """Reallocate a block: what it had must be there, in place or moved; then it is filled as the block that it has become."""
     old_offset, old = int(table[at + OFFSET]), int(table[at + BYTES])
     kept = min(words_of(old), words_of(nbytes))
     base = base_of(old_offset, old, int(table[at + SEQUENCE]))

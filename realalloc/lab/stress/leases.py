@@ -1,10 +1,12 @@
 """A thread's work with the GIL: memoryviews, elements of pools, NumPy arrays; filled, held, re-read in full, and let go.
 
-Blocks are let go in every way there is: freed by their verb, dropped, freed while another view lingers, reallocated, or left in a
-cycle of references that only the collector finds. Before that each is read in full, by the pattern of its identity.
+Blocks are let go in every way there is: freed by their verb, dropped, freed while another view lingers, reallocated, or
+left in a cycle of references that only the collector finds. Before that each is read in full, by the pattern of its
+identity.
 
-Guarantees: ``taken`` and ``freed`` count as in :mod:`~realalloc.lab.stress.kernels`. A block is known to ``held`` or to a local
-variable of one call, so that an exception between any two bytecodes (a signal's) loses nothing: the lease dies and frees it.
+Guarantees: ``taken`` and ``freed`` count as in :mod:`~realalloc.lab.stress.kernels`. A block is known to ``held`` or to a
+local variable of one call, so that an exception between any two bytecodes (a signal's) loses nothing: the lease dies and
+frees it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from realalloc.gfp import GFP_NOWAIT
-from realalloc.lab.stress.kernels import FREED, FULL, KINDS, LEASE, NUMPY, POOL, READ_WORDS, REALLOCS, STREAM, TAKEN
+from realalloc.lab.stress.kernels import FREED, FULL, LEASE, NUMPY, POOL, READ_WORDS, REALLOCS, STREAM, TAKEN
+from realalloc.lab.stress.options import KINDS
 from realalloc.lab.stress.pattern import as_words, base_of, fill, first_wrong, is_whole, tail_of, word_of
 from realalloc.lab.stress.site import Site
 from realalloc.sizes import format_bytes

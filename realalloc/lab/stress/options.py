@@ -1,8 +1,8 @@
 """What a stress run is to do: every option with its default, checked once, and the command line that says the same.
 
-Guarantees: an ``Options`` that exists can be run; what cannot be raises ValueError with the option's name. ``as_arguments`` names
-only what differs from the defaults, and read back by the command line gives the same options. Nothing of it depends on the
-machine. Importing this module imports neither numba nor an arena.
+Guarantees: an ``Options`` that exists can be run; what cannot be raises ValueError with the option's name. ``as_arguments``
+names only what differs from the defaults, and read back by the command line gives the same options. Nothing of it depends
+on the machine. Importing this module imports neither numba nor an arena.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class Options:
             raise ValueError(f"--hold: {self.slots[1]} blocks; at most {1 << 16}")
         largest = Sizes.parse(self.sizes).largest
         if largest > self.arena // LARGEST_SHARE:
-            raise ValueError(f"--sizes: {largest} bytes are more than a quarter of an arena of {self.arena}; raise --arena")
+            raise ValueError(
+                f"--sizes: {largest} bytes are more than a quarter of an arena of {self.arena}; raise --arena"
+            )
 
     @property
     def weights(self) -> dict[str, float]:

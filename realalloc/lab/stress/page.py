@@ -1,11 +1,12 @@
 """A verdict as files: one HTML page that needs nothing else, one picture; and how a file is written, whole or not at all.
 
-Guarantees: the page loads nothing from anywhere; whatever a text says is text, as the template escapes all but plotly's own output.
-``check_file`` says before a run what ``write`` would only say after it, and leaves nothing behind.
+Guarantees: the page loads nothing from anywhere; whatever a text says is text, as the template escapes all but plotly's own
+output. ``check_file`` says before a run what ``write`` would only say after it, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import secrets
@@ -72,7 +73,8 @@ def html_bytes(verdict: Verdict) -> bytes:
     """Make the page."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+
+    library: Any = importlib.import_module("plotly.offline").get_plotlyjs  # which does not say what it exports
 
     def figure(found: dict[str, Series]) -> Any:
         text = charts.plot(found).to_html(full_html=False, include_plotlyjs=False)
@@ -83,7 +85,7 @@ def html_bytes(verdict: Verdict) -> bytes:
         verdict=verdict,
         verdict_word=word(verdict),
         command=command(verdict.options),
-        script=Markup(f"<script>{get_plotlyjs()}</script>"),  # noqa: S704  # the library itself
+        script=Markup(f"<script>{library()}</script>"),  # noqa: S704  # the library itself
         figures={name: figure(found) for name, found in series_of(verdict).items()},
     )
     return page.encode("utf-8", "backslashreplace")

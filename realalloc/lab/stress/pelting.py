@@ -1,4 +1,5 @@
-"""Signals at a steady rate: system calls of threads are interrupted, and the main thread's work raises between any two bytecodes.
+"""Signals at a steady rate: system calls of threads are interrupted, and the main thread's work raises between any two
+bytecodes.
 
 Guarantees: outside of :meth:`Pelting.under_fire` the handler only counts. ``under_fire`` returns normally however often the
 handler raised inside. What ``SIGALRM`` and the hook for unraisable exceptions were before is put back at the end.
@@ -13,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -35,10 +37,14 @@ class Pelting:
         self._dice = random.Random(seed)  # noqa: S311  # no secret
         self._libc = ctypes.CDLL(None)
         self._before: Any = None
+        self._timer = (0.0, 0.0)
+        self._begun = 0.0
         self._hook: Any = None
 
     def __enter__(self) -> Self:
         """Install the handler."""
+        self._timer = signal.setitimer(signal.ITIMER_REAL, 0)
+        self._begun = time.monotonic()
         self._before = signal.signal(signal.SIGALRM, self._handle)
         self._hook = sys.unraisablehook
         sys.unraisablehook = self._unraisable
@@ -51,6 +57,9 @@ class Pelting:
         self._armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
+        left, interval = self._timer
+        if left > 0:  # somebody's alarm was on; it comes late rather than never
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - self._begun)), interval)
         sys.unraisablehook = self._hook
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:

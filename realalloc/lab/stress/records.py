@@ -88,15 +88,13 @@ class ProcessResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Make a result of what :meth:`as_dict` said."""
-        from realalloc.lab.results import Series  # noqa: PLC0415  # numpy, which --help has no use for
+        from realalloc.lab.results import Series  # numpy, which --help has no use for
 
         given = {name: value for name, value in data.items() if name not in ("verified", "ok")}
         given["waits"] = Waits(**given["waits"])
         given["checks"] = [Check(**check) for check in given["checks"]]
         given["series"] = {
-            name: Series(
-                tuple(series["seconds"]), {k: tuple(v) for k, v in series["columns"].items()}, series["unit"]
-            )
+            name: Series(tuple(series["seconds"]), {k: tuple(v) for k, v in series["columns"].items()}, series["unit"])
             for name, series in given["series"].items()
         }
         return cls(**given)

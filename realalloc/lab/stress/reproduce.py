@@ -1,8 +1,9 @@
 """The shortest command that runs a failure again.
 
-Soundly shortened: an arena belongs to one process, so that a failure in one needs only that one, with its seed; contents were found
-wrong after so many seconds, so that twice as many (at least two) are enough to look for it again. A check of the resident set over
-time, or of fairness, needs the whole time. Nothing else is left out: what threads do at once is no function of the seed.
+Soundly shortened: an arena belongs to one process, so that a failure in one needs only that one, with its seed; contents
+were found wrong after so many seconds, so that twice as many (at least two) are enough to look for it again. A check of the
+resident set over time, or of fairness, needs the whole time. Nothing else is left out: what threads do at once is no
+function of the seed.
 """
 
 from __future__ import annotations

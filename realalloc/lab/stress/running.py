@@ -91,7 +91,7 @@ def merge(own: Tick, children: list[Child]) -> Tick:
     every = [own, *(child.tick for child in children if child.tick is not None)]
 
     def total(name: str) -> float:
-        return sum(getattr(tick, name) for tick in every)
+        return sum(float(getattr(tick, name)) for tick in every)
 
     names = ("verified", "rss", "committed", "allocated", "waiters", "processes", "wrong")
     return replace(

@@ -6,6 +6,7 @@ Guarantee: all series of a run have the same seconds. Sizes are bytes, rates are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from realalloc.lab.results import Series
 from realalloc.lab.stress.site import Site, fragmentation
@@ -53,6 +54,6 @@ def as_series(rows: Rows) -> dict[str, Series]:
 
 def _rate(rows: Rows, name: str) -> tuple[float, ...]:
     found = [float("nan")] if rows else []
-    for (before, old), (now, new) in zip(rows, rows[1:], strict=False):
+    for (before, old), (now, new) in pairwise(rows):
         found.append((new[name] - old[name]) / (now - before) if now > before else float("nan"))
     return tuple(found)

@@ -1,8 +1,8 @@
 """A stressing thread: rounds of the jitted loop without the GIL, and between them its share of Python's leases.
 
-Guarantees: a worker ends soon after ``site.stop``, frees what it held, each block read in full, and says so by ``ended``; also
-when it failed, whose reason is in ``error``. It may be reborn: another thread goes on with its slots, and frees what it did not
-take. May not: be waited for without a limit; a thread that hangs is a finding.
+Guarantees: a worker ends soon after ``site.stop``, frees what it held, each block read in full, and says so by ``ended``;
+also when it failed, whose reason is in ``error``. It may be reborn: another thread goes on with its slots, and frees what
+it did not take. May not: be waited for without a limit; a thread that hangs is a finding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from realalloc.lab.stress.kernels import (
     F_WORD,
     FAILURE_WORDS,
     FREED,
-    KINDS,
     NEIGHBOUR,
     NUMBER,
     POSITION,
@@ -43,6 +42,7 @@ from realalloc.lab.stress.kernels import (
     work,
 )
 from realalloc.lab.stress.leases import LeaseWork
+from realalloc.lab.stress.options import KINDS
 from realalloc.lab.stress.site import Site
 from realalloc.mm.jit import JIT
 from realalloc.sizes import format_bytes
@@ -81,7 +81,9 @@ class Worker:
         self.state[NUMBER] = (number + 1) << 40  # sequence numbers that no other thread has
         self.state[POSITION], self.state[STYLE] = 0, site.style
         errand = None if site.raw_kinds is None else lambda: self._raw(ERRAND_TURNS)
-        self.leases = LeaseWork(site, site.lease_kinds, site.options.seed * 64 + number, self.counts, LEASE_SLOTS, errand)
+        self.leases = LeaseWork(
+            site, site.lease_kinds, site.options.seed * 64 + number, self.counts, LEASE_SLOTS, errand
+        )
         self.ended = threading.Event()
         self.error: str | None = None
         self.first_wrong_seconds: float | None = None
