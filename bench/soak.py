@@ -1,5 +1,5 @@
-"""Soak: the lab's stress of raw blocks alone: threads that are born, exchange blocks and end, while the process trims, validates
-and forks all the time. Once in an arena with room, once in one that is too small, so that memory runs out.
+"""Soak: the lab's stress of raw blocks alone. Threads are born, exchange blocks and end, while the process trims, validates
+and forks all the time; once in an arena with room, once in one that is too small, so that memory runs out.
 
 What is checked is what ``realalloc stress`` checks: every word of every block, neighbours, walkers, forked children, that
 nothing is left at the end. An operation is a block that was filled, and read in full before it was freed.

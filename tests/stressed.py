@@ -1,15 +1,19 @@
-"""Records of runs that never were, for the tests of what judges, draws and spells them."""
+"""Shared by the tests of the stress: records of runs that never were, and ways to damage one that is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from realalloc import jit
 from realalloc.lab.stress import Options, ProcessResult, Verdict
 from realalloc.lab.stress.checks import judge
+from realalloc.lab.stress.kernels import BYTES, OFFSET, RECORD
 from realalloc.lab.stress.records import Waits
 from realalloc.lab.stress.sampling import as_series
+from realalloc.lab.stress.worker import Worker
 
 MIB = 1 << 20
 
@@ -49,3 +53,29 @@ def verdict(*processes: ProcessResult, options: Options | None = None) -> Verdic
 def failing(found: ProcessResult) -> list[str]:
     """Name the checks that did not hold."""
     return [check.name for check in found.checks if not check.held]
+
+
+def once(act: Callable[[Worker], bool]) -> Callable[[Worker], None]:
+    """Act after one round of the first thread, when it could."""
+    done = [False]
+
+    def on_round(worker: Worker) -> None:
+        if worker.number == 0 and not done[0]:
+            done[0] = act(worker)
+
+    return on_round
+
+
+def flip(worker: Worker) -> bool:
+    """Write into a live block, as a program with a stray pointer would."""
+    live = [at for at in range(0, len(worker.table), RECORD) if worker.table[at + OFFSET]]
+    if not live:
+        return False
+    offset, nbytes = (int(worker.table[live[0] + field]) for field in (OFFSET, BYTES))
+    worker.site.words[(offset + nbytes // 2) >> 3] ^= 1 << 17
+    return True
+
+
+def leak(worker: Worker) -> bool:
+    """Take a block and forget it."""
+    return bool(jit.kmalloc(worker.site.words, 100))

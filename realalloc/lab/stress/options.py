@@ -16,7 +16,7 @@ from realalloc.sizes import as_bytes, as_int
 
 KINDS: Final = ("kmalloc", "cache", "pages", "vmalloc", "lease", "pool", "numpy")
 ABUSES: Final = ("trim", "validate", "resize", "shrink", "squeeze", "fork", "gc", "signal", "rebirth")
-MIX: Final = "kmalloc=66,cache=18,pages=6,vmalloc=1,lease=4,pool=3,numpy=2"
+MIX: Final = "kmalloc=70,cache=18,pages=6,vmalloc=1,lease=3,pool=1,numpy=1"
 ABUSE: Final = "trim=2,validate=1,resize=10,shrink=2,squeeze=0.5,fork=2,gc=1,signal=50,rebirth=4"
 STYLES: Final = ("random", "fifo", "lifo")
 LARGEST_SHARE: Final = 4  # no block may be larger than this part of the arena

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 from checks import some
-from stressed import failing
+from stressed import failing, flip, leak, once
 
-from realalloc import jit
 from realalloc.lab.stress import Options, ProcessResult, engine
 from realalloc.lab.stress.engine import Engine
-from realalloc.lab.stress.kernels import BYTES, OFFSET, RECORD
 from realalloc.lab.stress.worker import Worker
 
 SHORT = Options(seconds=0.6, threads=2, sizes="log:8..4KiB", arena=16 << 20, hold="64", interval=0.05)
@@ -31,17 +29,6 @@ def stress(options: Options, on_round: Callable[[Worker], None] | None = None) -
         return made.finish()
     finally:
         made.close()
-
-
-def once(act: Callable[[Worker], bool]) -> Callable[[Worker], None]:
-    """Act after one round of the first thread, when it could."""
-    done = [False]
-
-    def on_round(worker: Worker) -> None:
-        if worker.number == 0 and not done[0]:
-            done[0] = act(worker)
-
-    return on_round
 
 
 def test_a_run_with_every_abuse_passes() -> None:
@@ -70,16 +57,6 @@ def test_so_many_operations_and_no_more_time_than_they_need() -> None:
     assert failing(found) == [] and found.verified >= wanted
 
 
-def flip(worker: Worker) -> bool:
-    """Write into a live block, as a program with a stray pointer would."""
-    live = [at for at in range(0, len(worker.table), RECORD) if worker.table[at + OFFSET]]
-    if not live:
-        return False
-    offset, nbytes = (int(worker.table[live[0] + field]) for field in (OFFSET, BYTES))
-    worker.site.words[(offset + nbytes // 2) >> 3] ^= 1 << 17
-    return True
-
-
 def test_a_word_written_into_a_live_block_fails_contents() -> None:
     found = stress(CALM, once(flip))
     assert failing(found) == ["contents"]
@@ -99,13 +76,7 @@ def test_a_byte_written_into_a_lease_fails_contents() -> None:
 
 
 def test_a_leaked_block_fails_accounting() -> None:
-    lost: list[int] = []
-
-    def act(worker: Worker) -> bool:
-        lost.append(jit.kmalloc(worker.site.words, 100))
-        return lost[0] > 0
-
-    found = stress(CALM, once(act))
+    found = stress(CALM, once(leak))
     assert failing(found) == ["accounting"]
     assert "1 objects left when everything was freed" in found.books
 
