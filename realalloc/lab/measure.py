@@ -134,7 +134,7 @@ def _one(turn: Turn, number: int, seen: _Seen) -> None:
         turn.teardown()
     seen.rounds.append(spent if turn.cost_ns is None else turn.cost_ns())
     seen.counted.append(counted)
-    seen.returned.append(returned)
+    seen.returned.append(int(returned))  # without jit numpy's integers come out of loops, which are spelled otherwise
 
 
 def take_turns(

@@ -2,13 +2,16 @@
 
 A *source* is said in Python: an expression that takes, a statement that gives back, one that views. Loops are compiled from
 these texts, as ``timeit`` does, so that a peer's call is in the loop and not behind a lambda.
-Guarantees: what is missing on this machine is named with its reason. The loops of one workload differ in these texts only.
+Guarantees: what is missing on this machine is named with its reason, and who has no room for a workload is CannotTakePart.
+The loops of one workload differ in these texts only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
 import queue
 import time
 from collections import deque
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from multiprocessing import heap, shared_memory
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +34,17 @@ from realalloc.memory import anonymous
 Names = dict[str, Any]
 Opened = tuple[Names, Callable[[], object]]  # what the texts may name; how to close it
 ARENA_BYTES: Final = 4 << 30
+SHM: Final = Path("/dev/shm")  # noqa: S108  # where SharedMemory is
+
+
+class CannotTakePart(OSError):
+    """A peer has no room for a workload on this machine; the others may have."""
+
+    def __init__(self, peer: str, reason: object) -> None:
+        """Keep both."""
+        super().__init__(f"{peer}: {reason}")
+        self.peer = peer
+        self.reason = str(reason)
 
 
 def _nothing() -> None:
@@ -54,6 +69,16 @@ def _plain(**names: Any) -> Callable[[int, int], Opened]:
 def _arena(size: int, live: int) -> Opened:
     arena = ra.Arena(max(ARENA_BYTES, 4 * size * (live + 4)))
     return {"alloc": arena.kmalloc, "size": size}, arena.close
+
+
+def _shared(size: int, live: int) -> Opened:
+    wanted = size * (live + 1)
+    if SHM.is_dir():
+        told = os.statvfs(SHM)
+        free = told.f_bavail * told.f_frsize
+        if free < wanted:  # who writes beyond is killed by SIGBUS: the size is promised, the pages are not
+            raise OSError(f"{wanted >> 20} MiB wanted, and {SHM} has {free >> 20} left")
+    return {"Shared": shared_memory.SharedMemory, "size": size}, _nothing
 
 
 def _arrow(backend: str) -> Callable[[int, int], Opened]:
@@ -95,9 +120,7 @@ BLOCKS: Final = (
     Source("memoryview(bytearray)", "memoryview(bytearray(size))", _plain(), view="x"),
     Source("np.empty", "empty(size, uint8)", _plain(empty=np.empty, uint8=np.uint8)),
     Source("mmap", "map(size)", _plain(map=anonymous), "x.close()"),
-    Source(
-        "SharedMemory", "Shared(create=True, size=size)", _plain(Shared=shared_memory.SharedMemory), SHARED, "x.buf"
-    ),
+    Source("SharedMemory", "Shared(create=True, size=size)", _shared, SHARED, "x.buf"),
     Source(
         "multiprocessing.heap",
         "Wrapper(size)",
@@ -126,12 +149,13 @@ def find(sources: Iterable[Source], only: Iterable[str] = ()) -> tuple[list[Sour
             continue
         try:
             given, close = source.open(4096, 1)
-            namespace = dict(given)
-            exec(f"x = {source.take}\n{source.give}", namespace)  # noqa: S102  # texts of this file
-            namespace.clear()
-            close()
+            with contextlib.ExitStack() as stack:
+                stack.callback(close)
+                namespace = dict(given)
+                exec(f"x = {source.take}\n{source.give}", namespace)  # noqa: S102  # texts of this file
+                namespace.clear()
             found.append(source)
-        except (ImportError, NotImplementedError, OSError) as error:
+        except (ImportError, NotImplementedError, MemoryError, OSError) as error:
             missing.append(f"{source.name}: {error}")
     return found, missing
 
@@ -195,8 +219,11 @@ class PythonPeer:
         return PythonPeer(self.source, layer)
 
     def opened(self, size: int, live: int) -> Opened:
-        """Open the source."""
-        return self.source.open(size, live)
+        """Open the source; CannotTakePart where it has no room for so much."""
+        try:
+            return self.source.open(size, live)
+        except (OSError, MemoryError) as error:
+            raise CannotTakePart(self.name, error) from error
 
     def loop(self, names: Names) -> Callable[[int], int]:
         """Make the layer's loop of taking and giving back; it returns 0, or the sum of what it read."""

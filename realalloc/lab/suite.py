@@ -18,7 +18,7 @@ from realalloc.lab import clock, machine, pythons, resident, workloads
 from realalloc.lab.measure import Case, WorkDiffers, measure
 from realalloc.lab.natives import SOURCES, find_natives
 from realalloc.lab.peers import OURS, jitted_peers, nobody
-from realalloc.lab.pythons import NOBODY, PythonPeer
+from realalloc.lab.pythons import NOBODY, CannotTakePart, PythonPeer
 from realalloc.lab.results import JITTED, PYTHON, Report
 from realalloc.lab.workloads import fragments
 from realalloc.lab.workloads.scope import FULL, QUICK, Scope
@@ -142,13 +142,21 @@ class Suite:
 
     def _row(self, case: Case) -> None:
         seed, latency = self.options.seed, self.options.latency
-        try:
-            with self._contestants(case) as (contestants, alone):
-                if contestants:
-                    row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
-                    self.report.rows.append(row)
-        except (WorkDiffers, MemoryError, OSError) as error:
-            self._fail(f"{case.name} was not measured: {error}")
+        absent: set[str] = set()  # who has no room for this row
+        while True:
+            try:
+                with self._contestants(case) as (everybody, alone):
+                    contestants = [who for who in everybody if who.name not in absent]
+                    if contestants:
+                        row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
+                        self.report.rows.append(row)
+            except CannotTakePart as error:
+                absent.add(error.peer)
+                self.report.skipped.append(f"{error.peer} in {case.name}: {error.reason}")
+                continue
+            except (WorkDiffers, MemoryError, OSError) as error:
+                self._fail(f"{case.name} was not measured: {error}")
+            return
 
     def _fail(self, reason: str) -> None:
         self.report.warnings.append(reason)

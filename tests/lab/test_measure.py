@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 
 from realalloc.lab import counters, measure
@@ -172,6 +173,12 @@ def test_who_cheats_in_one_round_only_is_found() -> None:
     case = dataclasses.replace(CASE, make=make, content=False)
     with pytest.raises(WorkDiffers):
         measure.measure(case, [Fake("a", log), Fake("b", log)], 3)
+
+
+def test_numbers_are_compared_not_their_types() -> None:
+    case = dataclasses.replace(CASE, content=False)
+    row = measure.measure(case, [Fake("a", [], returned=7), Fake("b", [], returned=np.int64(7))], 2)
+    assert [type(entry.checksum) for entry in row.entries] == [int, int]
 
 
 def test_the_harness_may_return_what_it_likes() -> None:

@@ -56,6 +56,7 @@ def make(f: Any) -> dict[str, Any]:
             store_at(at(how, block) + size - 8, k)
             blocks[slot] = block
             held[slot] = size
+            total += size
         return total
 
     @njit(nogil=True)

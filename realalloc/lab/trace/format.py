@@ -180,6 +180,12 @@ class _Reader:
             self.events += count
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read no more of a trace file than its facts."""
+    with path.open("rb") as file:
+        return _Reader(path, file).facts()
+
+
 def read_trace(path: Path) -> tuple[Events, dict[str, Any]]:
     """Read a trace file: its events and its facts. OSError, or TraceError that says where it is damaged."""
     with path.open("rb") as file:

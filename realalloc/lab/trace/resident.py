@@ -13,7 +13,7 @@ from typing import Final
 from realalloc.lab import resident
 from realalloc.lab.resident import Answer, only_peer, run_steps
 from realalloc.lab.trace.reading import load
-from realalloc.lab.trace.replay import Rounds, reserve_bytes
+from realalloc.lab.trace.rounds import Rounds, reserve_bytes
 from realalloc.lab.trace.schedule import schedule
 
 REPLAYED: Final = "replayed"

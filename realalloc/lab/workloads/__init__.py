@@ -26,6 +26,7 @@ from realalloc.lab.workloads import (
     pair,
     pool,
     replacement,
+    replay,
     ring,
     rptest,
     view,
@@ -49,6 +50,7 @@ JITTED_WORKLOADS: Final[tuple[ModuleType, ...]] = (
     alloc_test,
     cache_lines,
     mleak,
+    replay,
 )
 
 

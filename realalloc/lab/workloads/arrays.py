@@ -55,11 +55,15 @@ def _turn(p: PythonPeer, *, nbytes: int, live: int) -> Turn:
     fill = compile_loop("for _ in range(n):\n    append({take})", p.source, given)
     empty = compile_loop("for _ in range(n):\n    x = popleft()\n    {give}", p.source, given)
     loop = compile_loop(LOOP, p.source, given)
-    fill(live)
-    loop(live)
 
     def finish() -> None:
         empty(len(held))
         close()
 
+    try:
+        fill(live)
+        loop(live)
+    except BaseException:
+        finish()
+        raise
     return Turn(loop, close=finish)

@@ -15,13 +15,14 @@ from realalloc.lab.workloads.scope import Scope, threads_name
 NAME = "mstress"
 TABLE = 1000  # objects that threads exchange
 YOUNG = 20_000  # of thread 0 in an iteration; half as many stay; the next thread has twice as much
+OBJECTS = YOUNG * 3 // 2  # of thread 0
 ITERATIONS = 4
 
 
 def cases(scope: Scope) -> Iterator[Case]:
     """Give one thread, and several."""
     for threads in scope.crowds():
-        number = scope.count(ITERATIONS * threads * YOUNG * 3 // 2)
+        number = scope.count(ITERATIONS * OBJECTS * _shares(threads))
         make = functools.partial(_turn, threads=threads, seed=scope.seed)
         parameters = {"exchanged": TABLE, "seed": scope.seed}
         # The first words hold addresses: what the loops return, the words written, is compared instead.
@@ -38,6 +39,11 @@ def cases(scope: Scope) -> Iterator[Case]:
         )
 
 
+def _shares(threads: int) -> int:
+    """Return how much all threads make where thread 0 makes one: 1 + 2 + ..."""
+    return threads * (threads + 1) // 2
+
+
 def _turn(p: Peer, *, threads: int, seed: int) -> Turn:
     table = np.zeros(TABLE, np.int64)
 
@@ -46,8 +52,8 @@ def _turn(p: Peer, *, threads: int, seed: int) -> Turn:
         return int(p.loops.stress(p.how(k), 1000 * seed + 100 * turn + k, young, young // 2, table))
 
     def run(number: int) -> int:
-        turns = max(number // (YOUNG * 3 // 2 * threads), 1)
-        share, total = number // turns // threads, 0  # of thread 0
+        turns = max(number // (OBJECTS * _shares(threads)), 1)
+        share, total = number // turns // _shares(threads), 0  # of thread 0
         for turn in range(turns):
             total += sum(crowd([functools.partial(job, k, turn, share) for k in range(threads)]))
             check(p.loops.clear(p.how(), table, int(turn < turns - 1)))

@@ -31,7 +31,7 @@ def test_toggle_reads_what_was_written(made) -> None:
 
 def test_zero_leaves_its_number_at_both_ends(made) -> None:
     books, blocks, held = _books()
-    assert made.zero(books, blocks, held, SLOTS, SIZES, 0, 5) == 2 * 0 + 2 * 1
+    assert made.zero(books, blocks, held, SLOTS, SIZES, 0, 5) == 2 * 0 + 2 * 1 + SIZES.sum()
     assert books[OUT] == 3 and held.tolist() == [504, 40, 24]
     assert made.drain(books, blocks) == 2 + 4 + 3
 

@@ -19,8 +19,9 @@ from realalloc.lab.natives import find_natives
 from realalloc.lab.peers import jitted_peers, nobody, ours
 from realalloc.lab.trace.format import write_trace
 from realalloc.lab.trace.reading import Trace, load
-from realalloc.lab.trace.replay import Options, Replay, Rounds, case_of, peer_names, reserve_bytes
+from realalloc.lab.trace.replay import Options, Replay, peer_names
 from realalloc.lab.trace.resident import FREED, REPLAYED, Request, serve
+from realalloc.lab.trace.rounds import Rounds, case_of, reserve_bytes
 from realalloc.lab.trace.schedule import schedule
 
 
