@@ -12,8 +12,8 @@ from realalloc.lab.loops.kinds import NATIVE, Functions
 from realalloc.lab.natives import find_natives
 from realalloc.lab.peers import Peer
 
-CALLS, MOST, OUT = 2, 3, 4  # words of ``how`` behind the two addresses: allocations, how many may succeed, blocks out
-_alloc, _free, _store, _load, _at = NATIVE
+CALLS, MOST, OUT = 3, 4, 5  # words of ``how`` behind the three addresses: allocations, how many may succeed, blocks out
+_alloc, _free, _store, _load, _at, _realloc = NATIVE
 
 honest = NATIVE
 
@@ -34,7 +34,7 @@ def _counted_free(how, block):
 
 
 # Has no memory after MOST allocations, and keeps the books of what is out.
-failing = Functions(_failing_alloc, _counted_free, _store, _load, _at)
+failing = Functions(_failing_alloc, _counted_free, _store, _load, _at, _realloc)
 
 
 @njit(forceinline=True)
@@ -52,7 +52,7 @@ def _leaking_free(_how, _block):
 
 
 # Hands every block out twice.
-double = Functions(_same_alloc, _leaking_free, _store, _load, _at)
+double = Functions(_same_alloc, _leaking_free, _store, _load, _at, _realloc)
 
 
 @njit(forceinline=True)
@@ -62,13 +62,13 @@ def _forgetful_store(how, block, value):
 
 
 # One write in a hundred is lost.
-forgetful = Functions(_alloc, _free, _forgetful_store, _load, _at)
+forgetful = Functions(_alloc, _free, _forgetful_store, _load, _at, _realloc)
 
 
 def how(most: int = 1 << 60) -> np.ndarray:
     """Make what these take first."""
     (glibc,), _ = find_natives("glibc")
-    return np.array([glibc.alloc, glibc.free, 0, most, 0], np.int64)
+    return np.array([glibc.alloc, glibc.free, glibc.realloc, 0, most, 0], np.int64)
 
 
 def peer(name: str, functions: Functions, most: int = 1 << 60) -> Peer:

@@ -96,11 +96,11 @@ def test_clear_keeps_every_second_if_asked(made) -> None:
     assert books[OUT] == 0
 
 
-MARKED = 5  # word of ``how``: a block that is written over while it is in use
+MARKED = 6  # word of ``how``: a block that is written over while it is in use
 
 
 def _scribbling():
-    alloc, free, store, load, at = failing
+    alloc, free, store, load, at, realloc = failing
 
     @njit(forceinline=True)
     def scribbled_alloc(books, nbytes):
@@ -118,7 +118,7 @@ def _scribbling():
         free(books, block)
         return 0
 
-    return Functions(scribbled_alloc, marking_free, store, load, at)
+    return Functions(scribbled_alloc, marking_free, store, load, at, realloc)
 
 
 def test_stress_finds_what_was_written_over() -> None:

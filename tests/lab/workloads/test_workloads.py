@@ -30,7 +30,7 @@ from realalloc.lab.workloads.scope import QUICK, Scope
 TINY = 0.0005
 GLIBC, _ = find_natives("glibc")
 MODULES = {workload.NAME: workload for workload in ALL}
-HEAVY = {"large", "pages 16 MiB, touched", "pages 16 MiB, untouched", "arrays 16 x 16 MiB, touched"}
+HEAVY = {"large", "replay", "pages 16 MiB, touched", "pages 16 MiB, untouched", "arrays 16 x 16 MiB, touched"}
 SEEDED = {
     case.name: case.workload for case in jitted_cases(Scope(TINY)) if "seed" in case.parameters and case.threads == 1
 }
