@@ -23,9 +23,11 @@ def _case(name: str, number: int) -> Case:
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    """Give each trace that comes along; a trace is read when its row is measured."""
+    """Give each trace that comes along; a trace is read when its row is measured. Threads are those that were recorded."""
     for name in shipped():
         facts = read_facts(find(name))
+        if facts["threads"] > 1 and scope.threads == 1:
+            continue
         number = scope.count(facts["events"])
 
         def make(peer: Peer, name: str = name, number: int = number) -> Turn:
