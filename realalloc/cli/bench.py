@@ -8,6 +8,7 @@ jemalloc can only be loaded into a process that was started with room for it, so
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes.util
 import os
 import sys
@@ -57,10 +58,10 @@ class BenchCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
-        if args.list:
-            return _list()
         if getattr(args, "own_process", False):
             _start_again()
+        if args.list:
+            return _list()
         from realalloc.lab.report import check_destinations, print_report, save
         from realalloc.lab.suite import Suite
 
@@ -70,9 +71,9 @@ class BenchCommand:
             suite = Suite(_options(args))
         with suite, ProgressLine(unit="rows", quiet=STDOUT in files.values()) as line:
             report = suite.run(line.update)
-        save(report, **files)
         if STDOUT not in files.values():
             print_report(report)
+        save(report, **files)
         for path in files.values():
             if path not in (None, STDOUT):
                 print(f"wrote {shown(path)}", file=sys.stderr)
@@ -129,4 +130,5 @@ def _start_again() -> None:
     environ[TUNABLES] = ":".join([*settings, STATIC_TLS])
     environ[AGAIN] = "1"
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very command that is running
+    with contextlib.suppress(OSError):  # then without jemalloc
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very command that is running
