@@ -19,6 +19,8 @@ from realalloc.cli.bench import BenchCommand
 from realalloc.cli.demo import DemoCommand
 from realalloc.cli.info import InfoCommand
 from realalloc.cli.problems import BadInput
+from realalloc.cli.record import RecordCommand
+from realalloc.cli.replay import ReplayCommand
 from realalloc.cli.report import ReportCommand
 from realalloc.cli.warmup import WarmupCommand
 from realalloc.errors import OutOfMemory
@@ -41,7 +43,15 @@ class Command(Protocol):
         """Do the work and return the exit code; BadInput for what the user can put right."""
 
 
-COMMANDS: tuple[Command, ...] = (BenchCommand(), DemoCommand(), InfoCommand(), ReportCommand(), WarmupCommand())
+COMMANDS: tuple[Command, ...] = (
+    BenchCommand(),
+    DemoCommand(),
+    InfoCommand(),
+    RecordCommand(),
+    ReplayCommand(),
+    ReportCommand(),
+    WarmupCommand(),
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,21 +8,16 @@ jemalloc can only be loaded into a process that was started with room for it, so
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes.util
-import os
 import sys
 from typing import Any
 
+from realalloc.cli.again import start_again
 from realalloc.cli.output import ProgressLine
 from realalloc.cli.problems import count_of, refusing
 from realalloc.cli.report import STDOUT, add_destinations
 from realalloc.text import print_table, shown
 
 EXIT_INTERRUPTED = 130
-TUNABLES = "GLIBC_TUNABLES"
-STATIC_TLS = "glibc.rtld.optional_static_tls=32768"
-AGAIN = "REALALLOC_BENCH_STARTED_AGAIN"
 
 
 class BenchCommand:
@@ -59,7 +54,7 @@ class BenchCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
         if getattr(args, "own_process", False):
-            _start_again()
+            start_again()
         if args.list:
             return _list()
         from realalloc.lab.report import check_destinations, print_report, save
@@ -115,20 +110,3 @@ def _list() -> int:
     print()
     print_table("peers", ("", ""), [(name, missing.get(name, "here")) for name in peer_names()])
     return 0
-
-
-def _start_again() -> None:
-    """Replace this process by one that has room for jemalloc, if there is a jemalloc; once."""
-    environ = os.environ
-    if (
-        AGAIN in environ
-        or "optional_static_tls" in environ.get(TUNABLES, "")
-        or not ctypes.util.find_library("jemalloc")
-    ):
-        return
-    settings = [setting for setting in environ.get(TUNABLES, "").split(":") if setting]
-    environ[TUNABLES] = ":".join([*settings, STATIC_TLS])
-    environ[AGAIN] = "1"
-    sys.stdout.flush()
-    with contextlib.suppress(OSError):  # then without jemalloc
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very command that is running

@@ -77,7 +77,7 @@ def ours(words: Any) -> Peer:
 
 def native(found: Native) -> Peer:
     """Return an allocator that is called by address."""
-    how = np.array([found.alloc, found.free], np.int64)
+    how = np.array([found.alloc, found.free, found.realloc], np.int64)
     return Peer(found.name, kinds.NATIVE, lambda _thread: how)
 
 
@@ -87,13 +87,15 @@ def nobody(objects: int = kinds.FEW) -> Peer:
 
 
 @contextlib.contextmanager
-def jitted_peers(natives: Sequence[Native], *, with_ours: bool = True) -> Iterator[list[Peer]]:
+def jitted_peers(
+    natives: Sequence[Native], *, with_ours: bool = True, reserve: str | int = RESERVE
+) -> Iterator[list[Peer]]:
     """Give ours, in a fresh arena, and natives; WorkDiffers if anything is left afterwards, and structures must be sound."""
     others = [native(found) for found in natives]
     if not with_ours:
         yield others
         return
-    with ra.Arena(RESERVE) as arena:
+    with ra.Arena(reserve) as arena:
         yield [ours(arena.words), *others]
         try:
             arena.validate()

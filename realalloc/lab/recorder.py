@@ -19,9 +19,9 @@ from realalloc.lab.clock import cycles, ns_per_tick, reading_ns
 from realalloc.lab.histogram import Counts
 from realalloc.lab.results import Latency
 
-ALLOC, FREE, RESPONSE = range(3)
-KIND_NAMES: Final = ("alloc", "free", "response")
-KINDS: Final = 4  # of which three are used: shifts instead of divisions
+ALLOC, FREE, RESPONSE, REALLOC = range(4)
+KIND_NAMES: Final = ("alloc", "free", "response", "realloc")
+KINDS: Final = len(KIND_NAMES)  # a power of two: shifts instead of divisions
 COUNT, SIDE = 0, 1
 TURNS: Final = 2  # one a kind: operations so far
 HEADER: Final = 8

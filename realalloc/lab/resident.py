@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from realalloc.arena import Arena
 from realalloc.lab import workloads
@@ -42,6 +42,24 @@ class Request:
     threads: int = 2
 
 
+class Asked(Protocol):
+    """A request, a dataclass: also of another module that answers as this one does."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def workload(self) -> str:
+        """What is run."""
+
+    @property
+    def case(self) -> str:
+        """Which case of it."""
+
+    @property
+    def peer(self) -> str:
+        """On whom."""
+
+
 @dataclass(slots=True)
 class Answer:
     """Bytes above the baseline: at the peak, after each step, and over time."""
@@ -66,9 +84,10 @@ def forget_peak() -> None:
 
 
 @contextmanager
-def _peer(name: str) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
+def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
+    """Give a peer that has the process for itself, and what trims it, if it can be trimmed."""
     if name == OURS:
-        with Arena(RESERVE) as arena:
+        with Arena(reserve) as arena:
             yield ours(arena.words), arena.trim
             arena.validate()
         return
@@ -79,7 +98,8 @@ def _peer(name: str) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
         yield peers[0], None
 
 
-def _run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
+def run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
+    """Do one step after the other, and watch."""
     answer = Answer()
     trim_heap()
     forget_peak()
@@ -97,23 +117,23 @@ def _run_steps(todo: list[tuple[str, Callable[[], object]]]) -> Answer:
 def serve(request: Request) -> Answer:
     """Do a request in this process, which should be a fresh one."""
     scope = Scope(request.scale, request.threads, request.seed)
-    with _peer(request.peer) as (peer, trim):
+    with only_peer(request.peer) as (peer, trim):
         if request.workload == fragments.NAME:
             todo = [(step.name, step.run) for step in fragments.steps(peer, request.case, scope)]
-            return _run_steps([*todo, *([(TRIMMED, trim)] if trim else [])])
+            return run_steps([*todo, *([(TRIMMED, trim)] if trim else [])])
         found = [case for case in workloads.jitted_cases(scope, {request.workload}) if case.case == request.case]
         if not found:
             raise RuntimeError("there is no such case")
         case = found[0]
         turn = case.make(peer)
-        answer = _run_steps([("prepared", turn.prepare), ("run", lambda: turn.run(case.number))])
+        answer = run_steps([("prepared", turn.prepare), ("run", lambda: turn.run(case.number))])
         turn.teardown()
         turn.close()
         scope.close()
         return answer
 
 
-def ask(request: Request, module: str = __name__) -> Answer:
+def ask(request: Asked, module: str = __name__) -> Answer:
     """Have a child do it."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", module], input=json.dumps(asdict(request)), capture_output=True, text=True, check=False

@@ -289,6 +289,27 @@ class Series:
         return [self.seconds[k] for k in kept], values[kept].tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The memory of one peer in one workload, alone in a process: bytes above what was resident before."""
+
+    workload: str
+    peer: str
+    live_bytes: int  # that the workload had asked for, and not freed, at its peak
+    peak_bytes: int  # resident, the system's own high-water mark
+    left_bytes: int  # resident when everything was freed
+
+    @property
+    def over_live(self) -> float:
+        """Resident bytes for each byte that was live."""
+        return self.peak_bytes / self.live_bytes if self.live_bytes else math.nan
+
+    @property
+    def fragmentation(self) -> float:
+        """The share of the peak that held nothing: free memory, rounding, what the allocator keeps for itself."""
+        return max(1 - self.live_bytes / self.peak_bytes, 0.0) if self.peak_bytes else math.nan
+
+
 @dataclass(slots=True)
 class Report:
     """A whole run."""
@@ -298,6 +319,7 @@ class Report:
     options: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     resident: dict[str, Series] = field(default_factory=dict)  # workload -> RSS over time, one column a peer
+    footprints: list[Footprint] = field(default_factory=list)
     floors: dict[str, float] = field(default_factory=dict)  # ns that measuring itself costs, by what it is
     skipped: list[str] = field(default_factory=list)  # peers and rows that are not there, and why
     warnings: list[str] = field(default_factory=list)
@@ -308,6 +330,7 @@ class Report:
     def peers(self) -> list[str]:
         """Everyone who took part, ours first: a peer's place is its colour."""
         entries = [entry.peer for row in self.rows for entry in row.entries]
+        entries += [footprint.peer for footprint in self.footprints]
         names = dict.fromkeys([*entries, *(name for series in self.resident.values() for name in series.columns)])
         return sorted(names, key=lambda peer: not is_ours(peer))
 

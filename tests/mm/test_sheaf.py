@@ -67,6 +67,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.reclaim import drain_locked, reclaim
+from realalloc.mm.sheaf import FEW_SHIFT
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 
@@ -92,13 +93,13 @@ class Twin:
 
     def alloc(self) -> None:
         offset = int(kmem_cache_alloc(self.raw.words, self.c))
-        if not self.main and self.spare:
+        if not self.main and len(self.spare) > self.capacity >> FEW_SHIFT:
             self.main, self.spare = self.spare, []
         elif not self.main and self.barn:
             self.main = self.barn.pop(0)
         elif not self.main:  # from the slabs: which objects is their business
             self.main = [*main_sheaf(self.raw, own(self.raw, self.c)), offset]
-            assert 1 <= len(self.main) <= self.capacity
+            assert 1 <= len(self.main) <= ((self.capacity + 1) // 2 if self.spare else self.capacity)
             assert not set(self.main) & set(self.live)
         assert offset == self.main.pop()
         self.live.append(offset)
@@ -135,7 +136,7 @@ class Twin:
         assert 0 <= field(raw, c, C_NR_BARN_EMPTY) <= self.room
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 3])
+@pytest.mark.parametrize("capacity", [1, 2, 3, 4])
 def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity: int) -> None:
     """Of two steps from a level the one taken less often, and a drain now and then: all levels, all steps."""
     raw = RawArena(4 * SMALLEST, 4)
@@ -143,7 +144,7 @@ def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity
     raw.words[c + C_SHEAF_CAPACITY] = capacity
     twin, rng = Twin(raw, c), random.Random(capacity)
     taken: dict[tuple[tuple[int, int, int], bool], int] = {}
-    for step in range(3000 * capacity):
+    for step in range(3000 * capacity * max(1, capacity - 2)):
         level = twin.level
         pops = taken.get((level, True), 0)
         puts = taken.get((level, False), 0)
@@ -169,6 +170,47 @@ def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity
     assert cache_destroy(raw.words, c) == 0
     assert raw.words[H_BAD_FREES] == 0
     assert_pristine(raw)
+
+
+def test_few_objects_that_go_round_are_joined_by_half_a_sheaf() -> None:
+    """With one object in the spare sheaf, each replacement of the oldest was an exchange, and a call."""
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, 16)
+    capacity = 16
+    raw.words[c + C_SHEAF_CAPACITY] = capacity
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity)]
+    d = own(raw, c)
+    while main_sheaf(raw, d):
+        live.append(int(kmem_cache_alloc(raw.words, c)))
+    assert kmem_cache_free(raw.words, c, live.pop(0)) == 0
+    assert (len(main_sheaf(raw, d)), len(spare_sheaf(raw, d))) == (0, 1)
+    exchanged = 0
+    for _ in range(100):
+        before = raw.words[d + D_PUT_BASE]
+        live.append(int(kmem_cache_alloc(raw.words, c)))
+        assert kmem_cache_free(raw.words, c, live.pop(0)) == 0
+        exchanged += int(raw.words[d + D_PUT_BASE] != before)
+    assert len(main_sheaf(raw, d)) + len(spare_sheaf(raw, d)) == 1 + capacity // 2
+    assert exchanged <= 100 // (capacity // 2)
+    for offset in live:
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    raw.validate()
+
+
+def test_few_objects_are_taken_where_there_is_no_memory_for_more() -> None:
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, PAGE)
+    raw.words[c + C_SHEAF_CAPACITY] = 4
+    live = []
+    while (offset := int(kmem_cache_alloc(raw.words, c))) > 0:
+        live.append(offset)
+    assert kmem_cache_free(raw.words, c, live[0]) == 0
+    assert spare_sheaf(raw, own(raw, c)) == [live[0]]
+    assert kmem_cache_alloc(raw.words, c) == live[0]
+    assert kmem_cache_alloc(raw.words, c) == ENOMEM
+    for offset in live:
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    raw.validate()
 
 
 @pytest.mark.parametrize("capacity", range(1, MAX_SHEAF_OBJECTS + 1))

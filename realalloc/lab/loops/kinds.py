@@ -1,7 +1,7 @@
-"""What an allocator is to a loop: five functions and a value, ``how``, that all of them take first.
+"""What an allocator is to a loop: six functions and a value, ``how``, that all of them take first.
 
     OURS     how = arena.words; kmalloc and kfree are compiled into the loop
-    NATIVE   how = [address of malloc, address of free]; called through these addresses
+    NATIVE   how = [addresses of malloc, free and realloc]; called through these addresses
     CONTROL  how = [counter, address of preallocated objects, their number - 1]; what a loop costs without any allocator
 
 Guarantees: the functions have no state of their own; two threads may use them with the same ``how``, but for CONTROL's.
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from realalloc.jit import kfree, kmalloc, load_word, store_word
-from realalloc.lab.natives import call_alloc, call_free
+from realalloc.jit import kfree, kmalloc, krealloc, load_word, store_word
+from realalloc.lab.natives import call_alloc, call_free, call_realloc
 from realalloc.lease.capi import load_at, store_at
 from realalloc.mm.atomic import address_of
 
@@ -34,6 +34,9 @@ class Functions(NamedTuple):
     store: Any  # (how, block, value): write the first word
     load: Any  # (how, block) -> the first word
     at: Any  # (how, block) -> its address
+    realloc: (
+        Any  # (how, block, nbytes) -> block with the old contents, 0 if there is no memory: the old one is whole then
+    )
 
 
 @njit(forceinline=True)
@@ -62,6 +65,11 @@ def _native_free(how: Any, block: int) -> int:
 
 
 @njit(forceinline=True)
+def _native_realloc(how: Any, block: int, nbytes: int) -> int:
+    return call_realloc(how[2], block, nbytes)
+
+
+@njit(forceinline=True)
 def _store_address(_how: Any, address: int, value: int) -> None:
     store_at(address, value)
 
@@ -87,9 +95,14 @@ def _keep(_how: Any, _block: int) -> int:
     return 0
 
 
-OURS: Final = Functions(kmalloc, kfree, _store_word, _load_word, _at_offset)
-NATIVE: Final = Functions(_native_alloc, _native_free, _store_address, _load_address, _at_address)
-CONTROL: Final = Functions(_next_object, _keep, _store_address, _load_address, _at_address)
+@njit(forceinline=True)
+def _same(_how: Any, block: int, _nbytes: int) -> int:
+    return block
+
+
+OURS: Final = Functions(kmalloc, kfree, _store_word, _load_word, _at_offset, krealloc)
+NATIVE: Final = Functions(_native_alloc, _native_free, _store_address, _load_address, _at_address, _native_realloc)
+CONTROL: Final = Functions(_next_object, _keep, _store_address, _load_address, _at_address, _same)
 
 
 @functools.cache

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from realalloc.lab.loops import basic, crowds, fills, pages
+from realalloc.lab.loops import basic, crowds, fills, pages, replays
 from realalloc.lab.loops.kinds import Functions
-from realalloc.lab.recorder import ALLOC, FREE, begin, end
+from realalloc.lab.recorder import ALLOC, FREE, REALLOC, begin, end
 
 PLAIN: Final = "plain"
 TIMED: Final = "timed"
@@ -60,7 +60,7 @@ def _inner(f: Functions) -> tuple[Any, Any, Any]:
 
 def timed(f: Functions) -> Functions:
     """Record the times of operations."""
-    alloc, free = f.alloc, f.free
+    alloc, free, realloc = f.alloc, f.free, f.realloc
 
     @njit(forceinline=True)
     def timed_alloc(how: Any, nbytes: int) -> int:
@@ -76,12 +76,19 @@ def timed(f: Functions) -> Functions:
         end(how[1], FREE, begun)
         return 0
 
-    return Functions(timed_alloc, timed_free, *_inner(f))
+    @njit(forceinline=True)
+    def timed_realloc(how: Any, block: int, nbytes: int) -> int:
+        begun = begin(how[1], REALLOC)
+        fresh = realloc(how[0], block, nbytes)
+        end(how[1], REALLOC, begun)
+        return fresh
+
+    return Functions(timed_alloc, timed_free, *_inner(f), timed_realloc)
 
 
 def checked(f: Functions) -> Functions:
     """Count what is done, and what objects hold when they are freed."""
-    alloc, free, load = f.alloc, f.free, f.load
+    alloc, free, load, realloc = f.alloc, f.free, f.load, f.realloc
 
     @njit(forceinline=True)
     def checked_alloc(how: Any, nbytes: int) -> int:
@@ -99,12 +106,20 @@ def checked(f: Functions) -> Functions:
         free(how[0], block)
         return 0
 
-    return Functions(checked_alloc, checked_free, *_inner(f))
+    @njit(forceinline=True)
+    def checked_realloc(how: Any, block: int, nbytes: int) -> int:
+        fresh = realloc(how[0], block, nbytes)
+        if fresh != 0:
+            how[1][ASKED_BYTES] += nbytes
+            how[1][READ] += load(how[0], fresh)
+        return fresh
+
+    return Functions(checked_alloc, checked_free, *_inner(f), checked_realloc)
 
 
 @functools.cache
 def loops(f: Functions, layer: str) -> SimpleNamespace:
     """Return all loops over an allocator with a layer around it; each is compiled when it is first called."""
     layered = {PLAIN: lambda g: g, TIMED: timed, CHECKED: checked}[layer](f)
-    parts = (basic, fills, crowds, pages)
+    parts = (basic, fills, crowds, pages, replays)
     return SimpleNamespace(**{name: loop for part in parts for name, loop in part.make(layered).items()})

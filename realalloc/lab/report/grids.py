@@ -284,6 +284,33 @@ def resident(report: Report) -> Grid | None:
     return grid if grid.rows else None
 
 
+def footprints(report: Report) -> Grid | None:
+    """Return what each peer needed for what was live; None where that was not looked at. Best is who needed least."""
+    columns = (
+        Column("workload", left=True),
+        Column("peer", left=True),
+        Column("live", rank=1),
+        Column("peak"),
+        Column("x live"),
+        Column("unused"),
+        Column("at last", rank=2),
+    )
+    caption = (
+        "bytes at the peak, each peer in a process of its own, every byte written; unused: the share of the peak in which "
+        "nothing lived; at last: still resident when all was freed"
+    )
+    grid = Grid("memory", caption, columns)
+    least: dict[str, int] = {}
+    for seen in report.footprints:
+        least[seen.workload] = min(seen.peak_bytes, least.get(seen.workload, seen.peak_bytes))
+    for seen in sorted(report.footprints, key=lambda each: (list(least).index(each.workload), each.peak_bytes)):
+        amounts = [format_bytes(amount) for amount in (seen.live_bytes, seen.peak_bytes)]
+        unused = f"{seen.fragmentation:.0%}" if math.isfinite(seen.fragmentation) else NOTHING
+        mark = BEST if seen.peak_bytes == least[seen.workload] else ""
+        grid.add(mark, seen.workload, seen.peer, *amounts, ratio(seen.over_live), unused, format_bytes(seen.left_bytes))
+    return grid if grid.rows else None
+
+
 def spell(value: float, unit: str) -> str:
     """Spell a number of a series."""
     return format_bytes(round(value)) if unit == "bytes" else f"{value:,.6g} {unit}".strip()

@@ -37,7 +37,7 @@ def html_page(report: Report) -> str:
         overview=_present(grids.duels(report), grids.matrix(report)),
         standings=_present(*(grids.standings(row) for row in report.rows)),
         latencies=_present(*(grids.latencies(row) for row in report.rows)),
-        resident=_present(grids.resident(report)),
+        resident=_present(grids.footprints(report), grids.resident(report)),
         charts=[title for title, _ in found],
         figures=[figure for _, figure in found],
         facts=_facts(report),

@@ -30,6 +30,7 @@ def report_lines(report: Report, width: int) -> list[Line]:
         lines += _grid(grids.standings(row), width)
     for row in report.rows:
         lines += _grid(grids.latencies(row), width)
+    lines += _grid(grids.footprints(report), width)
     lines += _grid(grids.resident(report), width)
     matrix = grids.matrix(report)
     if matrix is not None and max(map(cell_width, fit_table(matrix.columns, matrix.rows))) <= width - len(MARKS[BEST]):
