@@ -25,7 +25,14 @@ def events(*rows: tuple[Any, ...]) -> Events:
 def facts(slots: int = 1, threads: int = 1, **more: Any) -> dict[str, Any]:
     """Make the facts of a trace."""
     clock = {"unit_ns": 64, "ticks_per_second": 10**9}
-    made = {"program": "test", "clock": clock, "domains": ["obj", "numpy"], "least": 0, "slots": slots, "threads": threads}
+    made = {
+        "program": "test",
+        "clock": clock,
+        "domains": ["obj", "numpy"],
+        "least": 0,
+        "slots": slots,
+        "threads": threads,
+    }
     return {**made, "counts": {}, **more}
 
 

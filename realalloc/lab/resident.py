@@ -88,6 +88,7 @@ def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, C
     """Give a peer that has the process for itself, and what trims it, if it can be trimmed."""
     if name == OURS:
         with Arena(reserve) as arena:
+            arena.trim()  # loads its machine code, before anybody looks at memory
             yield ours(arena.words), arena.trim
             arena.validate()
         return
