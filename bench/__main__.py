@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rss", action="store_true", help="natives: memory, too, in processes of their own")
     parser.add_argument("--only", metavar="NAME", default="", help="natives: rows with this in their name")
     parser.add_argument("--rounds", type=int, default=11, help="natives: turns of everybody in a row")
-    parser.add_argument("--seconds", type=float, help="soak: how long, instead of 10**9 operations")
+    parser.add_argument("--seconds", type=float, help="soak: how long, instead of 10**8 operations")
     parser.add_argument("--threads", type=int, default=2, help="soak: workers alive at once")
     options = parser.parse_args()
     if options.part != "natives" and not options.smoke and (options.only or options.traces or options.rss):

@@ -1,7 +1,9 @@
-"""What the system says about this process: resident set, page faults, CPU time. The only file that imports ``psutil``.
+"""What the system says about this process: resident set, page faults, CPU time, threads, files. The only file that imports
+``psutil``.
 
 Guarantees: a sampler sees the resident set when it starts, every ``interval`` seconds and when it stops, so that its
-``peak`` is never below either end. A peak that is shorter than the interval can be missed.
+``peak`` is never below either end. A peak that is shorter than the interval can be missed. What a ``ProcessSampler`` keeps
+is bounded, however long it runs: when there are too many rows, every second one goes, and from then on half as many come.
 May not: know what the process is doing.
 """
 
@@ -14,13 +16,15 @@ import os
 import resource
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
 import psutil
 
 INTERVAL_SECONDS = 0.01
+MOST_ROWS = 4096
 
 
 @functools.cache
@@ -79,8 +83,8 @@ class RssSampler:
         self.start = self.peak = self.end = 0
         self.samples = 0
         self.seen: list[tuple[float, int]] = []
-        self._keep = keep
-        self._begun = 0.0
+        self._remembers = keep
+        self._started = 0.0
         self._interval = interval
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -89,8 +93,8 @@ class RssSampler:
         seen = rss()
         self.peak = max(self.peak, seen)
         self.samples += 1
-        if self._keep:
-            self.seen.append((time.monotonic() - self._begun, seen))
+        if self._remembers:
+            self.seen.append((time.monotonic() - self._started, seen))
         return seen
 
     def _watch(self) -> None:
@@ -109,7 +113,7 @@ class RssSampler:
         self._stop.clear()
         self.peak = self.samples = 0
         self.seen = []
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="realalloc-rss", daemon=True)
         self._thread.start()
         self.start = self.end = self._look()  # after the thread began: its own stack is not the caller's growth
@@ -124,3 +128,67 @@ class RssSampler:
             self._thread.join()
             self._thread = None
         self.end = self._look()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at the process: bytes, and counts. Faults are totals since the process began."""
+
+    rss: int
+    uss: int  # of it, what no other process shares: what would be freed if this one ended
+    pss: int  # shared pages divided among those who share them
+    minor_faults: int
+    major_faults: int
+    threads: int
+    fds: int
+
+    @classmethod
+    def now(cls) -> Self:
+        """Look; some hundred microseconds, as the kernel walks the page tables."""
+        process, used = _process(os.getpid()), Usage.now()
+        memory = process.memory_full_info()
+        counts = used.minor_faults, used.major_faults, process.num_threads(), process.num_fds()
+        return cls(int(memory.rss), int(memory.uss), int(memory.pss), *counts)
+
+
+class ProcessSampler(RssSampler):
+    """Keeps a row of :class:`Seen` and of the caller's own numbers every so many seconds, all on one time axis.
+
+    ``rows``: (seconds since the sampler started, numbers by name). The resident set is looked at more often, for ``peak``.
+    """
+
+    def __init__(
+        self, interval: float, also: Callable[[], dict[str, float]] | None = None, most_rows: int = MOST_ROWS
+    ) -> None:
+        """Keep a row every ``interval`` seconds, at most ``most_rows``; ``also`` is called in the sampler's thread."""
+        super().__init__(min(interval, INTERVAL_SECONDS) if interval > 0 else interval)
+        self.rows: list[tuple[float, dict[str, float]]] = []
+        self._every = interval
+        self._also = also or dict
+        self._most = max(2, most_rows)
+        self._begun = self._due = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin; rows of an earlier use are forgotten."""
+        if self._thread is None:
+            self.rows = []
+            self._begun = self._due = time.perf_counter()
+        return super().__enter__()
+
+    def _watch(self) -> None:
+        self._keep()
+        super()._watch()
+        self._keep()
+
+    def _look(self) -> int:
+        if threading.current_thread() is self._thread and time.perf_counter() >= self._due:
+            self._keep()
+        return super()._look()
+
+    def _keep(self) -> None:
+        now = time.perf_counter()
+        self._due = max(self._due + self._every, now)
+        self.rows.append((now - self._begun, {**asdict(Seen.now()), **self._also()}))
+        if len(self.rows) > self._most:
+            self.rows = self.rows[::2]
+            self._every *= 2

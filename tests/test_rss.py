@@ -13,7 +13,7 @@ import pytest
 
 import realalloc
 from realalloc.memory import Memory
-from realalloc.rss import RssSampler, Usage, rss, trim_heap
+from realalloc.rss import ProcessSampler, RssSampler, Seen, Usage, rss, trim_heap
 
 MIB = 1 << 20
 PAGE = resource.getpagesize()
@@ -112,3 +112,46 @@ def test_psutil_is_imported_in_one_file() -> None:
     statement = re.compile(r"^\s*(import|from) psutil\b", re.MULTILINE)
     using = [path.name for path in package.rglob("*.py") if statement.search(path.read_text())]
     assert using == ["rss.py"]
+
+
+def test_a_look_at_the_process() -> None:
+    before = Seen.now()
+    held, file = touch(8 * MIB), Path(os.devnull).open()
+    after = Seen.now()
+    assert after.rss >= after.uss > 0 and after.pss >= after.uss
+    assert after.minor_faults >= before.minor_faults + 8 * MIB // PAGE
+    assert after.uss >= before.uss + 7 * MIB
+    assert after.fds == before.fds + 1 and after.threads >= 1
+    file.close()
+    del held
+
+
+def test_rows_come_at_a_steady_rate_with_the_callers_numbers() -> None:
+    numbers = iter(range(1000))
+    with ProcessSampler(0.02, lambda: {"mine": next(numbers)}) as sampler:
+        time.sleep(0.5)
+    times = [at for at, _ in sampler.rows]
+    assert times == sorted(times) and 3 <= len(times) <= 30
+    assert [row["mine"] for _, row in sampler.rows] == list(range(len(times)))
+    assert sampler.rows[0][1].keys() >= {"rss", "uss", "pss", "minor_faults", "major_faults", "threads", "fds"}
+    assert sampler.samples >= len(times) and sampler.peak >= max(row["rss"] for _, row in sampler.rows) - 4 * MIB
+
+
+def test_rows_are_bounded() -> None:
+    with ProcessSampler(0.001, most_rows=8) as sampler:
+        time.sleep(0.5)
+    assert 2 <= len(sampler.rows) <= 9
+    assert sampler.rows[-1][0] > 0.2
+
+
+def test_a_process_sampler_begins_anew() -> None:
+    sampler = ProcessSampler(1000)
+    for _ in range(2):
+        with sampler:
+            pass
+        assert len(sampler.rows) == 2 and sampler.rows[0][0] < 0.5
+
+
+def test_an_interval_of_rows_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        ProcessSampler(0)

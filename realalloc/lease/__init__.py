@@ -119,14 +119,12 @@ def release_handle(view: memoryview, exporter: Any, words: Words) -> None:
     """
     view.release()
     if sys.getrefcount(exporter) > _ALONE:
-        store_at(id(exporter) + E_TAG, exporter.tag | TAG_LINGERS)
-        linger(words)
+        linger(words, id(exporter) + E_TAG)
 
 
 def abandon_handle(exporter: Any, words: Words) -> None:
     """Mark the lease of a handle that cannot be released, since others export it, as lingering."""
-    store_at(id(exporter) + E_TAG, exporter.tag | TAG_LINGERS)
-    linger(words)
+    linger(words, id(exporter) + E_TAG)
 
 
 def pin(words: Words, mapping: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from realalloc.lease.capi import load_at, store_at
 from realalloc.mm.atomic import atomic_add
 from realalloc.mm.jit import JIT, Words, entry, kernel
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
@@ -108,6 +109,7 @@ def give_back(words: Words, tag: int, offset: int) -> int:
 
 
 @entry
-def linger(words: Words) -> int:
-    """Count a lease whose handle was freed while other views live."""
+def linger(words: Words, tag_address: int) -> int:
+    """Mark and count a lease whose handle was freed while other views live; no signal's handler can part the two."""
+    store_at(tag_address, load_at(tag_address) | TAG_LINGERS)
     return atomic_add(words, H_LINGERING, 1)

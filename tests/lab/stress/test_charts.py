@@ -1,0 +1,37 @@
+"""Series as figures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from stressed import rows
+
+from realalloc.lab.results import Series
+from realalloc.lab.stress import charts
+from realalloc.lab.stress.sampling import as_series
+
+SERIES = as_series(rows(4.0))
+
+
+def test_bytes_are_drawn_as_mib() -> None:
+    assert charts.scaled(Series((0.0,), {"rss": (3.0 * (1 << 20),)})) == {"rss": [3.0]}
+    assert charts.scaled(Series((0.0,), {"n": (3.0,)}, "count")) == {"n": [3.0]}
+
+
+@pytest.mark.parametrize("columns", [{"main": SERIES}, {"main": SERIES, "process $1$": SERIES}, {}])
+def test_a_picture(columns: dict[str, dict[str, Series]]) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    before = matplotlib.get_backend(auto_select=False), dict(matplotlib.rcParams)
+    made = charts.png(columns, "realalloc stress $x_1$")
+    assert made.startswith(b"\x89PNG\r\n") and made.endswith(b"IEND\xaeB`\x82")
+    assert (matplotlib.get_backend(auto_select=False), dict(matplotlib.rcParams)) == before
+
+
+def test_a_plot_has_every_column_and_no_gap_that_json_cannot_say() -> None:
+    pytest.importorskip("plotly")
+    made = charts.plot(SERIES)
+    assert len(made.data) == sum(len(series.columns) for series in SERIES.values())
+    verified = next(line for line in made.data if line.name == "verified")
+    assert verified.y[0] is None and math.isfinite(verified.y[1])
+    assert made.data[0].y[0] < 1000  # MiB
