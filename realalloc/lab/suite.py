@@ -161,9 +161,10 @@ class Suite:
             try:
                 with self._contestants(case) as (everybody, alone):
                     contestants = [who for who in everybody if who.name not in absent]
-                    if contestants:
-                        row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
-                        self.report.rows.append(row)
+                    if not contestants:
+                        return
+                    row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
+                self.report.rows.append(row)  # now that nothing was left behind
             except CannotTakePart as error:
                 absent.add(error.peer)
                 self.report.skipped.append(f"{error.peer} in {case.name}: {error.reason}")

@@ -13,7 +13,7 @@ from realalloc.lab.natives import call_alloc, call_free, call_realloc, find_nati
 
 
 def _user(f):
-    alloc, free, store, load, at = f
+    alloc, free, store, load, at, realloc = f
 
     @numba.njit
     def use(how, size, blocks, addresses):
@@ -25,6 +25,8 @@ def _user(f):
             addresses[k] = at(how, blocks[k])
         total = 0
         for k in range(len(blocks)):
+            if k % 2 == 0:
+                blocks[k] = realloc(how, blocks[k], 9000)
             total += load(how, blocks[k])
             free(how, blocks[k])
         return total
@@ -49,7 +51,7 @@ def test_ours(arena: ra.Arena) -> None:
 
 def test_native() -> None:
     (glibc,), _ = find_natives("glibc")
-    _use(NATIVE, np.array([glibc.alloc, glibc.free], np.int64), 64)
+    _use(NATIVE, np.array([glibc.alloc, glibc.free, glibc.realloc], np.int64), 64)
 
 
 def test_control_gives_what_is_there_already() -> None:
