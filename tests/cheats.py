@@ -10,10 +10,9 @@ from numba import njit
 from realalloc.lab.loops import layers
 from realalloc.lab.loops.kinds import NATIVE, Functions
 from realalloc.lab.natives import find_natives
-from realalloc.lab.peers import Peer
 
 CALLS, MOST, OUT = 3, 4, 5  # words of ``how`` behind the three addresses: allocations, how many may succeed, blocks out
-_alloc, _free, _store, _load, _at, _realloc = NATIVE
+_alloc, _free, _store = NATIVE.alloc, NATIVE.free, NATIVE.store
 
 honest = NATIVE
 
@@ -34,7 +33,7 @@ def _counted_free(how, block):
 
 
 # Has no memory after MOST allocations, and keeps the books of what is out.
-failing = Functions(_failing_alloc, _counted_free, _store, _load, _at, _realloc)
+failing = NATIVE._replace(alloc=_failing_alloc, free=_counted_free)
 
 
 @njit(forceinline=True)
@@ -52,7 +51,7 @@ def _leaking_free(_how, _block):
 
 
 # Hands every block out twice.
-double = Functions(_same_alloc, _leaking_free, _store, _load, _at, _realloc)
+double = NATIVE._replace(alloc=_same_alloc, free=_leaking_free)
 
 
 @njit(forceinline=True)
@@ -62,19 +61,13 @@ def _forgetful_store(how, block, value):
 
 
 # One write in a hundred is lost.
-forgetful = Functions(_alloc, _free, _forgetful_store, _load, _at, _realloc)
+forgetful = NATIVE._replace(store=_forgetful_store)
 
 
 def how(most: int = 1 << 60) -> np.ndarray:
     """Make what these take first."""
     (glibc,), _ = find_natives("glibc")
     return np.array([glibc.alloc, glibc.free, glibc.realloc, 0, most, 0], np.int64)
-
-
-def peer(name: str, functions: Functions, most: int = 1 << 60) -> Peer:
-    """Make a contestant; all threads share one ``how``."""
-    mine = how(most)
-    return Peer(name, functions, lambda _thread: mine)
 
 
 def loops(functions: Functions) -> SimpleNamespace:

@@ -5,6 +5,7 @@ Guarantee: at most once, and only if there is a jemalloc and no such room; every
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import os
 import sys
@@ -27,4 +28,5 @@ def start_again() -> None:
     environ[TUNABLES] = ":".join([*settings, STATIC_TLS])
     environ[AGAIN] = "1"
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very command that is running
+    with contextlib.suppress(OSError):  # then without jemalloc
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very command that is running

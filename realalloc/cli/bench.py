@@ -53,10 +53,10 @@ class BenchCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
-        if args.list:
-            return _list()
         if getattr(args, "own_process", False):
             start_again()
+        if args.list:
+            return _list()
         from realalloc.lab.report import check_destinations, print_report, save
         from realalloc.lab.suite import Suite
 
@@ -66,9 +66,9 @@ class BenchCommand:
             suite = Suite(_options(args))
         with suite, ProgressLine(unit="rows", quiet=STDOUT in files.values()) as line:
             report = suite.run(line.update)
-        save(report, **files)
         if STDOUT not in files.values():
             print_report(report)
+        save(report, **files)
         for path in files.values():
             if path not in (None, STDOUT):
                 print(f"wrote {shown(path)}", file=sys.stderr)

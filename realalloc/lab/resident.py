@@ -88,6 +88,7 @@ def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, C
     """Give a peer that has the process for itself, and what trims it, if it can be trimmed."""
     if name == OURS:
         with Arena(reserve) as arena:
+            arena.trim()  # loads its machine code, before anybody looks at memory
             yield ours(arena.words), arena.trim
             arena.validate()
         return
@@ -121,7 +122,10 @@ def serve(request: Request) -> Answer:
         if request.workload == fragments.NAME:
             todo = [(step.name, step.run) for step in fragments.steps(peer, request.case, scope)]
             return run_steps([*todo, *([(TRIMMED, trim)] if trim else [])])
-        case = next(case for case in workloads.jitted_cases(scope, {request.workload}) if case.case == request.case)
+        found = [case for case in workloads.jitted_cases(scope, {request.workload}) if case.case == request.case]
+        if not found:
+            raise RuntimeError("there is no such case")
+        case = found[0]
         turn = case.make(peer)
         answer = run_steps([("prepared", turn.prepare), ("run", lambda: turn.run(case.number))])
         turn.teardown()
@@ -151,8 +155,8 @@ def series(answers: dict[str, Answer]) -> Series:
         for at in seconds:
             while place + 1 < len(answer.seconds) and answer.seconds[place + 1] <= at:
                 place += 1
-            ended = place + 1 == len(answer.seconds) and at > answer.seconds[-1]
-            column.append(float("nan") if place < 0 or ended else float(answer.rss_bytes[place]))
+            outside = place < 0 or at > answer.seconds[-1]
+            column.append(float("nan") if outside else float(answer.rss_bytes[place]))
         columns[peer] = tuple(column)
     return Series(tuple(seconds), columns)
 

@@ -1,8 +1,8 @@
 """A whole benchmark: which workloads and peers, row after row, and what is known about the machine; the result is a Report.
 
-Guarantees: what cannot be measured is refused before anything runs (ValueError that names what there is). Peers that are not
-on this machine are named with the reason. A row that fails (WorkDiffers, no memory) is a warning, and the others go on; Ctrl-C
-ends the run and keeps every whole row.
+Guarantees: what cannot be measured is refused before anything runs (ValueError that names what there is, or why nobody is).
+Peers that are not on this machine are named with the reason. A row that fails (WorkDiffers, no memory) is a warning, and the
+others go on; Ctrl-C ends the run and keeps every whole row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realalloc.lab import clock, machine, pythons, resident, workloads
 from realalloc.lab.measure import Case, WorkDiffers, measure
 from realalloc.lab.natives import SOURCES, find_natives
 from realalloc.lab.peers import OURS, jitted_peers, nobody
-from realalloc.lab.pythons import NOBODY, CannotTakePart, PythonPeer
+from realalloc.lab.pythons import NOBODY, CannotTakePart, PythonPeer, Source
 from realalloc.lab.results import JITTED, PYTHON, Report
 from realalloc.lab.workloads import fragments
 from realalloc.lab.workloads.scope import FULL, QUICK, Scope
@@ -49,7 +49,8 @@ class Options:
         """Whether the resident set is looked at."""
         if self.rss is not None:
             return self.rss
-        return not self.quick and (not self.workloads or fragments.NAME in self.workloads) and JITTED in self.views
+        asked = fragments.NAME in self.workloads or (not self.workloads and not self.quick)
+        return asked and JITTED in self.views
 
 
 def workload_names() -> list[str]:
@@ -95,9 +96,23 @@ class Suite:
             self.report.skipped.append(f"rows of {options.threads} threads: {usable} processors")
         self.cases = [case for case in workloads.cases(self.scope, options.workloads) if self._wants(case)]
 
+        if not self.cases and not (self.options.wants_rss and self._jitted_names):
+            raise ValueError("; ".join(["nothing is left to measure", *self.report.skipped]))
+
     def _wants(self, case: Case) -> bool:
         quick = not self.options.quick or bool(self.options.workloads) or case.name in workloads.QUICK_CASES
-        return case.view in self.options.views and quick
+        return quick and case.view in self.options.views and bool(self._names(case))
+
+    @property
+    def _jitted_names(self) -> list[str]:
+        return [OURS] * self.with_ours + [native.name for native in self.natives]
+
+    def _names(self, case: Case) -> list[str]:
+        """Return who takes part in a row."""
+        return [source.name for source in self._sources(case)] if case.view == PYTHON else self._jitted_names
+
+    def _sources(self, case: Case) -> list[Source]:
+        return self.pools if _SOURCES.get(case.workload) is pythons.POOLS else self.blocks
 
     def __enter__(self) -> Self:
         """Return the suite."""
@@ -134,8 +149,7 @@ class Suite:
     @contextlib.contextmanager
     def _contestants(self, case: Case) -> Iterator[tuple[list[Any], Any]]:
         if case.view == PYTHON:
-            sources = self.pools if _SOURCES.get(case.workload) is pythons.POOLS else self.blocks
-            yield [PythonPeer(source) for source in sources], PythonPeer(NOBODY)
+            yield [PythonPeer(source) for source in self._sources(case)], PythonPeer(NOBODY)
             return
         with jitted_peers(self.natives, with_ours=self.with_ours) as peers:
             yield list(peers), nobody()
@@ -147,9 +161,10 @@ class Suite:
             try:
                 with self._contestants(case) as (everybody, alone):
                     contestants = [who for who in everybody if who.name not in absent]
-                    if contestants:
-                        row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
-                        self.report.rows.append(row)
+                    if not contestants:
+                        return
+                    row = measure(case, contestants, self.rounds, harness=alone, seed=seed, latency=latency)
+                self.report.rows.append(row)  # now that nothing was left behind
             except CannotTakePart as error:
                 absent.add(error.peer)
                 self.report.skipped.append(f"{error.peer} in {case.name}: {error.reason}")
@@ -163,7 +178,7 @@ class Suite:
         self.failed = True
 
     def _memory(self, tell: OnProgress) -> None:
-        names = [OURS] * self.with_ours + [native.name for native in self.natives]
+        names = self._jitted_names
         sets = list(fragments.SETS)
         for number, case in enumerate(sets):
             answers = {}
@@ -174,4 +189,5 @@ class Suite:
                     answers[peer] = resident.ask(request)
                 except RuntimeError as error:
                     self._fail(str(error))
-            self.report.resident[f"{fragments.NAME} {case}"] = resident.series(answers)
+            if answers:
+                self.report.resident[f"{fragments.NAME} {case}"] = resident.series(answers)

@@ -11,7 +11,6 @@ from numba import njit
 from realalloc.lab.crowd import Workers, crowd
 from realalloc.lab.loops import crowds
 from realalloc.lab.loops.crowds import CORRUPT, COUNT, DEPTH, HAND, STREAM, WAITING
-from realalloc.lab.loops.kinds import Functions
 from realalloc.lab.loops.waits import LINE
 from realalloc.lab.measure import WorkDiffers
 from realalloc.lab.streams import tents
@@ -100,7 +99,7 @@ MARKED = 6  # word of ``how``: a block that is written over while it is in use
 
 
 def _scribbling():
-    alloc, free, store, load, at, realloc = failing
+    alloc, free, at = failing.alloc, failing.free, failing.at
 
     @njit(forceinline=True)
     def scribbled_alloc(books, nbytes):
@@ -118,7 +117,7 @@ def _scribbling():
         free(books, block)
         return 0
 
-    return Functions(scribbled_alloc, marking_free, store, load, at, realloc)
+    return failing._replace(alloc=scribbled_alloc, free=marking_free)
 
 
 def test_stress_finds_what_was_written_over() -> None:

@@ -25,6 +25,8 @@ def _user(f):
             addresses[k] = at(how, blocks[k])
         total = 0
         for k in range(len(blocks)):
+            if k % 2 == 0:
+                blocks[k] = realloc(how, blocks[k], 9000)
             total += load(how, blocks[k])
             blocks[k] = realloc(how, blocks[k], 2 * size)
             if blocks[k] == 0 or load(how, blocks[k]) == 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cheats import double, failing, forgetful, honest, how
+from cheats import CALLS, double, failing, forgetful, honest, how
 from checks import some
+from numba import njit
 
 import realalloc as ra
 from realalloc.lab import recorder
@@ -111,10 +112,10 @@ def test_a_layer_changes_nothing_that_the_loop_sees(name: str) -> None:
             "batches": (48, ORDER, blocks, 2),
             "fifo": (blocks, 256, 0, number, 64),
         }[name]
-        results.append((getattr(made, name)(first, *given), inner[2:].tolist()))
+        results.append((getattr(made, name)(first, *given), inner[CALLS:].tolist()))
         if name != "batches":
             contents.append((np.flatnonzero(blocks).tolist(), made.drain(first, blocks)))
-            results.append(inner[2:].tolist())
+            results.append(inner[CALLS:].tolist())
     assert results[: len(results) // 3] * 3 == results
     assert len({str(found) for found in contents}) <= 1
 
@@ -126,6 +127,31 @@ def test_timed_records_every_second_call() -> None:
     assert counts.keys() == {"alloc", "free"}
     assert all(500 <= count <= 502 for count in counts.values())
     assert words[recorder.TURNS] == words[recorder.TURNS + 1] == 1001
+
+
+@pytest.mark.parametrize("functions", [honest, OURS], ids=["native", "ours"])
+def test_realloc_in_all_layers(functions: Functions, arena: ra.Arena) -> None:
+    """A block grows and shrinks: all layers see the same, ``checked`` sums what was kept, ``timed`` times it."""
+    inner = arena.words if functions is OURS else how()
+    states = {CHECKED: make_tally(), TIMED: recorder.make()}
+    for layer, state in states.items():
+        f = {CHECKED: layers.checked, TIMED: layers.timed}[layer](functions)
+        alloc, free, store, _, _, realloc = f
+
+        @njit
+        def resize(given, number, alloc=alloc, free=free, store=store, realloc=realloc):
+            block = alloc(given, 64)
+            store(given, block, 7)
+            for k in range(number):
+                block = realloc(given, block, 64 + 100 * k)
+            free(given, block)
+            return number
+
+        assert resize((inner, state), 10) == 10
+    asked = 64 + sum(64 + 100 * k for k in range(10))
+    assert states[CHECKED].tolist() == [1, asked, 1, 11 * 7]
+    counts = {found.operation: found.count for found in recorder.latencies([states[TIMED]])}
+    assert counts == {"alloc": 1, "free": 1, "realloc": 5}
 
 
 def test_loops_are_made_once() -> None:
