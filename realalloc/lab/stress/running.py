@@ -17,6 +17,7 @@ from typing import Self
 import realalloc
 from realalloc.lab.stress.children import Child, Children
 from realalloc.lab.stress.engine import Engine, OnRound
+from realalloc.lab.stress.interrupts import Interrupts
 from realalloc.lab.stress.options import Options
 from realalloc.lab.stress.records import Tick, Verdict
 from realalloc.lab.stress.reproduce import command, shortest
@@ -52,11 +53,13 @@ class Run:
             engine.prepare()
             children.wait_ready()
             children.go()
-            try:
+            with Interrupts(engine.stop) as interrupts:
                 engine.run(_merged(children, on_tick))
-                _await(children, options, on_tick, engine)
-            except KeyboardInterrupt:
-                verdict.interrupted = True
+                while options.operations and children.running() and not interrupts.seen:
+                    time.sleep(POLL_SECONDS)  # with seconds they are told to stop; with operations they may need longer
+                    if on_tick is not None:
+                        on_tick(merge(engine.tick(), children.all))
+            verdict.interrupted = interrupts.seen
             children.stop()
             own = engine.finish()
             verdict.processes = [own, *children.end()]
@@ -100,11 +103,3 @@ def merge(own: Tick, children: list[Child]) -> Tick:
         fragmentation=max(tick.fragmentation for tick in every),
         **{name: int(total(name)) for name in names},
     )
-
-
-def _await(children: Children, options: Options, on_tick: OnTick | None, engine: Engine) -> None:
-    """With ``operations``, the extra processes may need longer than this one; with seconds they are told to stop."""
-    while options.operations and children.running():
-        time.sleep(POLL_SECONDS)
-        if on_tick is not None:
-            on_tick(merge(engine.tick(), children.all))
