@@ -11,6 +11,7 @@ from support import run_child
 
 from realalloc import OutOfMemory, __version__
 from realalloc.cli import COMMANDS, make_parser
+from realalloc.cli.info import InfoCommand
 from realalloc.cli.output import ProgressLine
 from realalloc.cli.problems import BadInput, refusing
 
@@ -77,7 +78,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def broken(_self: object, _args: object) -> int:
         raise error
 
-    monkeypatch.setattr(type(COMMANDS[1]), "run", broken)
+    monkeypatch.setattr(InfoCommand, "run", broken)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +127,8 @@ def test_parser_never_exits_on_errors() -> None:
 
 def test_output_that_the_encoding_cannot_say_is_escaped() -> None:
     code = (
-        "from realalloc.cli import main, COMMANDS; import sys\n"
-        "type(COMMANDS[1]).run = lambda self, args: print('\\u00e9\\u4e2d') or 0\n"
+        "from realalloc.cli import main; from realalloc.cli.info import InfoCommand; import sys\n"
+        "InfoCommand.run = lambda self, args: print('\\u00e9\\u4e2d') or 0\n"
         "before = sys.stdout.errors; code = main(['info']); assert sys.stdout.errors == before; sys.exit(code)"
     )
     done = run_child(code, env={"PYTHONIOENCODING": "ascii"})
