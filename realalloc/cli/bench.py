@@ -1,23 +1,18 @@
 """``realalloc bench``: how long an allocation takes, here and with everything one would use instead, side by side in one run.
 
-Contract: what cannot be (unknown names, files that cannot be written, a missing extra) is refused before anything is measured.
-Ctrl-C ends the run: what was measured is printed and written, with exit code 130. Exit code 1 if a row could not be measured.
+Contract: that of :mod:`realalloc.cli.measuring`; unknown names are refused, too, before anything is measured.
 jemalloc can only be loaded into a process that was started with room for it, so the command starts itself again with that.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from realalloc.cli.again import start_again
-from realalloc.cli.output import ProgressLine
-from realalloc.cli.problems import count_of, refusing
-from realalloc.cli.report import STDOUT, add_destinations
-from realalloc.text import print_table, shown
-
-EXIT_INTERRUPTED = 130
+from realalloc.cli.measuring import add_files, carry_out
+from realalloc.cli.problems import count_of
+from realalloc.text import print_table
 
 
 class BenchCommand:
@@ -48,8 +43,7 @@ class BenchCommand:
         add("--threads", metavar="N", type=count_of("--threads", 64), default=2, help="in rows of several threads")
         add("--latency", action=argparse.BooleanOptionalAction, default=True, help="time single operations, too")
         add("--rss", action=argparse.BooleanOptionalAction, help="watch resident memory (default: unless --quick)")
-        add("--json", metavar="FILE", help="write everything that was measured; - is stdout")
-        add_destinations(parser)
+        add_files(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
@@ -57,24 +51,9 @@ class BenchCommand:
             start_again()
         if args.list:
             return _list()
-        from realalloc.lab.report import check_destinations, print_report, save
         from realalloc.lab.suite import Suite
 
-        files = {"json": args.json, "csv": args.csv, "html": args.html, "png": args.png}
-        with refusing():
-            check_destinations(**files)
-            suite = Suite(_options(args))
-        with suite, ProgressLine(unit="rows", quiet=STDOUT in files.values()) as line:
-            report = suite.run(line.update)
-        if STDOUT not in files.values():
-            print_report(report)
-        save(report, **files)
-        for path in files.values():
-            if path not in (None, STDOUT):
-                print(f"wrote {shown(path)}", file=sys.stderr)
-        if report.interrupted:
-            return EXIT_INTERRUPTED
-        return 1 if suite.failed else 0
+        return carry_out(args, "rows", lambda: Suite(_options(args)))
 
 
 def _options(args: argparse.Namespace) -> Any:

@@ -7,7 +7,6 @@ Contract: reads, and changes nothing; without ``--arena`` no kernel is compiled.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import resource
@@ -16,11 +15,10 @@ from pathlib import Path
 
 from realalloc.cli.output import print_json
 from realalloc.cli.problems import refusing, size_of
+from realalloc.facts import UNKNOWN, text_of, thp_mode, version_of
 from realalloc.sizes import format_bytes
 from realalloc.text import print_table
 
-UNKNOWN = "unknown"
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 OVERCOMMIT_MODES = {"0": "0 (heuristic)", "1": "1 (always)", "2": "2 (never beyond the commit limit)"}
@@ -29,31 +27,11 @@ VIEWS = ("meminfo", "buddyinfo", "pagetypeinfo", "slabinfo", "vmallocinfo")
 Facts = dict[str, str]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return UNKNOWN
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _limit(which: int) -> str:
     soft, hard = (
         "unlimited" if value == resource.RLIM_INFINITY else format_bytes(value) for value in resource.getrlimit(which)
     )
     return soft if soft == hard else f"{soft} (hard {hard})"
-
-
-def thp_mode() -> str:
-    """Return the mode of transparent huge pages: always, madvise or never."""
-    text = _text(THP)
-    return text.partition("[")[2].partition("]")[0] or text
 
 
 def machine_facts() -> Facts:
@@ -68,13 +46,13 @@ def machine_facts() -> Facts:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs usable",
         "python": implementation,
         "executable": sys.executable,
-        **{package: _version(package) for package in ("numba", "llvmlite", "numpy", "psutil", "rich")},
+        **{package: version_of(package) for package in ("numba", "llvmlite", "numpy", "psutil", "rich")},
         "page size": format_bytes(resource.getpagesize()),
         "transparent huge pages": thp_mode(),
         "RLIMIT_MEMLOCK": _limit(resource.RLIMIT_MEMLOCK),
         "RLIMIT_AS": _limit(resource.RLIMIT_AS),
-        "vm.overcommit_memory": OVERCOMMIT_MODES.get(_text(OVERCOMMIT), UNKNOWN),
-        "vm.max_map_count": _text(MAP_COUNT),
+        "vm.overcommit_memory": OVERCOMMIT_MODES.get(text_of(OVERCOMMIT), UNKNOWN),
+        "vm.max_map_count": text_of(MAP_COUNT),
     }
 
 

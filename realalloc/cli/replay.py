@@ -1,28 +1,27 @@
 """``realalloc replay``: what recorded programs asked for, asked again of every allocator that is there; or what is in a trace.
 
-Contract: traces and destinations are read and checked before anything is measured; a trace that is damaged is one line that
-says where, and exit code 2. Ctrl-C keeps what was measured, with exit code 130. Exit code 1 if a row could not be measured.
+Contract: that of :mod:`realalloc.cli.measuring`; traces are read before anything is measured, too, and one that is damaged is
+one line that says where, and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from realalloc.cli.again import start_again
-from realalloc.cli.output import ProgressLine, print_json
+from realalloc.cli.measuring import add_files, carry_out
+from realalloc.cli.output import print_json
 from realalloc.cli.problems import count_of, refusing
-from realalloc.cli.report import STDOUT, add_destinations
+from realalloc.cli.report import STDOUT
 from realalloc.sizes import format_bytes
-from realalloc.text import print_table, shown
+from realalloc.text import print_table
 
 if TYPE_CHECKING:
     from realalloc.lab.trace.reading import Trace
     from realalloc.lab.trace.statistics import Statistics
 
-EXIT_INTERRUPTED = 130
 MEANT = {
     "unknown_frees": "frees of blocks from before",
     "adopted": "blocks first seen when reallocated",
@@ -50,8 +49,7 @@ class ReplayCommand:
         add("--speed", choices=("max",), default="max", help="max: pauses of the program are left out")
         add("--latency", action=argparse.BooleanOptionalAction, default=True, help="time single operations, too")
         add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory, a process a peer")
-        add("--json", metavar="FILE", help="write everything that was measured; - is stdout")
-        add_destinations(parser)
+        add_files(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Read, then tell or measure."""
@@ -75,26 +73,14 @@ def _load(names: list[str]) -> list[Trace]:
 
 
 def _replay(args: argparse.Namespace, traces: list[Trace]) -> int:
-    from realalloc.lab.report import check_destinations, print_report, save
     from realalloc.lab.trace.reading import find
     from realalloc.lab.trace.replay import Options, Replay
 
-    files = {"json": args.json, "csv": args.csv, "html": args.html, "png": args.png}
-    with refusing():
-        check_destinations(**files)
+    def make() -> Replay:
         options = Options(tuple(args.peer), args.rounds, args.latency, args.memory)
-        replay = Replay(traces, options, [str(find(name)) for name in args.traces])
-    with ProgressLine(unit="steps", quiet=STDOUT in files.values()) as line:
-        report = replay.run(line.update)
-    save(report, **files)
-    if STDOUT not in files.values():
-        print_report(report)
-    for path in files.values():
-        if path not in (None, STDOUT):
-            print(f"wrote {shown(path)}", file=sys.stderr)
-    if report.interrupted:
-        return EXIT_INTERRUPTED
-    return 1 if replay.failed else 0
+        return Replay(traces, options, [str(find(name)) for name in args.traces])
+
+    return carry_out(args, "steps", make)
 
 
 def _list() -> int:

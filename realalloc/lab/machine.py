@@ -9,18 +9,16 @@ import os
 import platform
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numba import njit
 
+from realalloc.facts import UNKNOWN, text_of, thp_mode, version_of
 from realalloc.mm.jit import JIT
 
-UNKNOWN: Final = "unknown"
 CPUINFO = Path("/proc/cpuinfo")
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 STAT = Path("/proc/stat")
 STEAL: Final = 8  # field of the first line of /proc/stat: time that the hypervisor took
 SLICES: Final = 200
@@ -28,33 +26,18 @@ STEPS: Final = 200_000 if JIT else 1000  # of a slice, dependent multiplications
 SPREAD_TOLD: Final = 1.25  # 95 % of the slices within that of the median, else the machine is called noisy
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return UNKNOWN
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def describe() -> dict[str, str]:
     """Describe processor, system and versions."""
-    models = [line.partition(":")[2].strip() for line in _text(CPUINFO).splitlines() if line.startswith("model name")]
-    thp = _text(THP)
+    models = [line.partition(":")[2].strip() for line in text_of(CPUINFO).splitlines() if line.startswith("model name")]
     libc = " ".join(platform.libc_ver()).strip()
     return {
         "cpu": models[0] if models else platform.machine(),
         "cpus": str(len(os.sched_getaffinity(0))),
         "kernel": platform.release(),
         "libc": libc or UNKNOWN,
-        "thp": thp.partition("[")[2].partition("]")[0] or thp,
+        "thp": thp_mode(),
         "python": sys.version.split()[0],
-        **{package: _version(package) for package in ("realalloc", "numba", "numpy")},
+        **{package: version_of(package) for package in ("realalloc", "numba", "numpy")},
     }
 
 
@@ -67,7 +50,7 @@ def _work(steps: int, value: int) -> int:
 
 
 def _steal_ticks() -> int | None:
-    fields = _text(STAT).partition("\n")[0].split()
+    fields = text_of(STAT).partition("\n")[0].split()
     return int(fields[STEAL]) if len(fields) > STEAL and fields[STEAL].isdigit() else None
 
 

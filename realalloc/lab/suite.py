@@ -134,6 +134,8 @@ class Suite:
                 self._memory(tell)
         except KeyboardInterrupt:
             self.report.interrupted = True
+        finally:
+            self.scope.close()
         return self.report
 
     def _look_around(self) -> None:

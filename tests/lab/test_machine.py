@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import JIT
 
-from realalloc import __version__
+from realalloc import __version__, facts
 from realalloc.lab import machine
 from realalloc.lab.machine import UNKNOWN, describe, noise
 
@@ -23,8 +23,8 @@ def test_describe_names_what_numbers_depend_on() -> None:
 
 
 def test_what_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CPUINFO", "THP", "STAT"):
-        monkeypatch.setattr(machine, name, tmp_path / "nothing")
+    for module, name in ((machine, "CPUINFO"), (facts, "THP"), (machine, "STAT")):
+        monkeypatch.setattr(module, name, tmp_path / "nothing")
     monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
     said = describe()
     assert (said["thp"], said["libc"]) == (UNKNOWN, UNKNOWN)
@@ -36,8 +36,8 @@ def test_files_as_kernels_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU: fast\n\nmodel name\t: another\n")
     (tmp_path / "thp").write_text("always [madvise] never\n")
     (tmp_path / "stat").write_text("cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 2 3\n")
-    for name in ("CPUINFO", "THP", "STAT"):
-        monkeypatch.setattr(machine, name, tmp_path / name.lower())
+    for module, name in ((machine, "CPUINFO"), (facts, "THP"), (machine, "STAT")):
+        monkeypatch.setattr(module, name, tmp_path / name.lower())
     assert (describe()["cpu"], describe()["thp"]) == ("Some CPU: fast", "madvise")
     assert machine._steal_ticks() == 80
 

@@ -33,10 +33,28 @@ def wait_turn(turns: Any, slot: int, least: int) -> int:
 
 def make(f: Any) -> dict[str, Any]:
     """Make the loops over one kind of allocator."""
-    alloc, free, realloc, store, at = f.alloc, f.free, f.realloc, f.store, f.at
+    store, at = f.store, f.at
+
+    @njit(forceinline=True)
+    def write_first(how: Any, block: int, _size: int, value: int, op: int) -> None:
+        if op != REALLOC:
+            store(how, block, value)
+
+    @njit(forceinline=True)
+    def write_whole(how: Any, block: int, size: int, value: int, _op: int) -> None:
+        fill(at(how, block), size, value)
+
+    return {"replay_events": _make_replay(f, write_first), "replay_whole": _make_replay(f, write_whole)}
+
+
+def _make_replay(f: Any, write: Any) -> Any:
+    """Make a loop that does a thread's events, and writes what it gets: the first word of an object, or all its bytes, as a
+    program does that uses what it asked for.
+    """
+    alloc, free, realloc = f.alloc, f.free, f.realloc
 
     @njit(nogil=True)
-    def replay_events(
+    def replay(
         how: Any,
         blocks: Any,
         turns: Any,
@@ -48,7 +66,6 @@ def make(f: Any) -> dict[str, Any]:
         begin: int,
         end: int,
     ) -> int:
-        """Do a thread's events; the first word of every object is written."""
         total = 0
         for k in range(begin, end):
             slot, size, op = slots[k], sizes[k], ops[k]
@@ -62,46 +79,11 @@ def make(f: Any) -> dict[str, Any]:
                 if block == 0:
                     atomic_store(turns, len(turns) - 1, 1)
                     return FAILED
-                if op != REALLOC:
-                    store(how, block, slot + k)
+                write(how, block, size, slot + k, op)
                 blocks[slot] = block
                 total += size
             if posts[k] != 0:
                 atomic_store(turns, slot, posts[k])
         return total
 
-    @njit(nogil=True)
-    def replay_whole(
-        how: Any,
-        blocks: Any,
-        turns: Any,
-        ops: Any,
-        slots: Any,
-        sizes: Any,
-        waits: Any,
-        posts: Any,
-        begin: int,
-        end: int,
-    ) -> int:
-        """The same with all bytes of every object written, as a program does that uses what it asked for."""
-        total = 0
-        for k in range(begin, end):
-            slot, size, op = slots[k], sizes[k], ops[k]
-            if waits[k] != 0 and wait_turn(turns, slot, waits[k]) != 0:
-                return FAILED
-            if op == FREE:
-                free(how, blocks[slot])
-                blocks[slot] = 0
-            else:
-                block = realloc(how, blocks[slot], size) if op == REALLOC else alloc(how, size)
-                if block == 0:
-                    atomic_store(turns, len(turns) - 1, 1)
-                    return FAILED
-                fill(at(how, block), size, k)
-                blocks[slot] = block
-                total += size
-            if posts[k] != 0:
-                atomic_store(turns, slot, posts[k])
-        return total
-
-    return {"replay_events": replay_events, "replay_whole": replay_whole}
+    return replay
