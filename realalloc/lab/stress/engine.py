@@ -57,7 +57,8 @@ class Engine:
         self._pelted_counts = np.zeros_like(self.site.counts)
         in_main = threading.current_thread() is threading.main_thread()
         self._pelting = Pelting(options.seed) if in_main and options.rates.get("signal") else None
-        if self._pelting is not None and self.site.lease_kinds is not None:
+        # without machine code the kernels are Python, too, which a handler would leave in the middle, lock in hand
+        if JIT and self._pelting is not None and self.site.lease_kinds is not None:
             # not NumPy: a handler that raises while a `with` block of arena.numpy() is entered leaves the block entered
             kinds = np.where(self.site.lease_kinds == NUMPY, LEASE, self.site.lease_kinds)
             self._pelted = LeaseWork(self.site, kinds, options.seed + 7, self._pelted_counts, PELTED_SLOTS)

@@ -14,8 +14,8 @@ OPTIONS = Options(threads=2, arena=8 << 20)
 
 
 def test_a_site_that_nobody_used_is_whole() -> None:
-    site = Site(OPTIONS)
-    assert site.lease_share == pytest.approx(0.05) and site.bounded.min_nr == 1
+    site = Site(OPTIONS.but(mix="kmalloc=3,lease=1"))
+    assert site.lease_share == pytest.approx(0.25) and site.bounded.min_nr == 1
     assert 0 <= site.fragmentation() <= 1 and site.waiters() == 0
     assert site.finish() == []
     site.close()
