@@ -94,6 +94,8 @@ H_SHEAVES: Final = 36  # 1 if threads may have sheaves
 H_IDLE_RECORDS: Final = 37  # list of thread records without a thread, linked by R_NEXT
 H_NR_RECORDS: Final = 38
 H_SHEAF_CACHE: Final = 39  # word index of the cache that serves sheaves
+H_NR_SLOTS: Final = 40  # slots that threads have
+H_FARTHEST: Final = 41  # how many places behind its near one a thread has to look for its slot
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
@@ -139,6 +141,7 @@ T_KEY: Final = 0  # identity of the thread, 0: free
 T_INSIDE: Final = 1  # 1 while the thread is at its sheaves
 T_RECORD: Final = 2  # word index of its record, NULL_RECORD while it is locked out
 T_KEPT: Final = 3  # its record, NULL_RECORD if it has none
+T_DISTANCE: Final = 4  # how many places behind the near one of its thread the slot is
 NULL_RECORD: Final = 2048  # a record that is always 0: every sheaf in it is empty and full
 RECORD_WORDS: Final = 512  # one page: a sheaf descriptor for each index; that of index 0 is unused but for R_NEXT
 D_TOP: Final = 0  # main sheaf: word index of its top object; the word below its first place is 0
