@@ -324,6 +324,7 @@ P_FAIL_CALLS: Final = 42
 P_FAILED: Final = 43  # injections so far
 P_ALLOC_FN: Final = 44  # addresses of the machine code of BACKING_CALLS
 P_FREE_FN: Final = 45
+P_SHELF: Final = 46  # address of what the face keeps beside the reserve, 0 if nothing; it belongs to the process
 P_WAIT_COUNTS: Final = 48  # histogram of waits, WAIT_BUCKETS counts
 WAIT_BUCKETS: Final = 96  # four to an octave, from 2**WAIT_SHIFT ns on
 WAIT_SHIFT: Final = 8
