@@ -35,6 +35,7 @@ from realalloc.lease.blocks import (
     VERB_VMALLOC,
 )
 from realalloc.lease.cfunctions import CFunctions
+from realalloc.lease.shelf import take_down_shelves
 from realalloc.memory import Memory
 from realalloc.mempool import make_pool
 from realalloc.mm import layout
@@ -252,6 +253,7 @@ class Arena(ArrayMethods):
         # A lease of our own: whichever dies last, this one or a user's, unmaps the range, in one step under the GIL.
         last = self._leases.attempt(self._base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
         words[layout.H_CLOSED] = 1
+        take_down_shelves(self._base)
         retire_threads(words)
         _arenas.discard(self)
         wake_pools(words)

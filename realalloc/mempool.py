@@ -22,9 +22,20 @@ from realalloc.callpool import CallPool, is_machine_code
 from realalloc.elements import Holder, Struct, Tracker
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_DMA, GFP_KERNEL
-from realalloc.lease import abandon_handle, free_handles, live_exporter, make_context, release_handle, shut, tag_of
+from realalloc.lease import (
+    abandon_handle,
+    free_handles,
+    live_exporter,
+    make_context,
+    release_handle,
+    reopen,
+    shut,
+    tag_of,
+)
 from realalloc.lease.blocks import VERB_POOL, VERB_POOL_CLAIM, VERB_POOL_RESERVE
+from realalloc.lease.shelf import put_up_shelf, take_down_shelf
 from realalloc.mm import layout
+from realalloc.mm.jit import JIT
 from realalloc.mm.mempool import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_serve
 from realalloc.objectpool import ObjectPool
@@ -65,6 +76,7 @@ def make_pool(
     low: int = 0,
     high: int | None = None,
     track: bool = False,
+    views: str = "fresh",
 ) -> MemPool | ObjectPool | CallPool:
     """Make a pool of ``min_nr`` reserved elements, all of them allocated (and prefaulted) now.
 
@@ -74,7 +86,8 @@ def make_pool(
     asks the backing before the reserve, ``"reserve-only"`` waits instead of asking it: there are never more than ``min_nr``.
     ``gfp=GFP_DMA`` or ``locked=True`` takes elements from the locked zone. ``zero`` and ``poison`` ("never", "on_alloc",
     "on_free") overwrite elements; free elements' poison is checked. A free that leaves fewer than ``low`` elements in the
-    reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``.
+    reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``. ``views="ready"`` builds the view of
+    an element when it comes back, not when it is taken: ``alloc()`` then costs a third, and a release more.
     Raises OutOfMemory, with nothing kept, if the reserve cannot be filled.
     """
     if not isinstance(order, str):
@@ -89,6 +102,12 @@ def make_pool(
         raise ValueError(f"a pool needs exactly one of {', '.join(backings)}; got {', '.join(given) or 'none'}")
     count = as_int(min_nr, "min_nr")
     marks = _watermarks(count, low, high)
+    if views not in ("fresh", "ready"):
+        raise ValueError(f'views must be "fresh" or "ready", not {views!r}')
+    if views == "ready" and (track or order == "alloc-first" or (zero, poison) != ("never", "never")):
+        raise ValueError('views="ready" serves the reserve as it is: not with alloc-first, zero, poison or track')
+    if views == "ready" and (struct is not None or alloc_fn is not None):
+        raise ValueError('views="ready" is for memoryviews, not for struct or alloc_fn')
     if alloc_fn is not None:
         if free_fn is None:
             raise ValueError("alloc_fn needs free_fn")
@@ -119,7 +138,7 @@ def make_pool(
     try:
         return MemPool(
             arena, count, size=size, cache=cache, pages=pages, order=ORDERS[order], gfp=flags, kind=kind,
-            wipe=wipe, watermarks=marks, track=track, own=own,
+            wipe=wipe, watermarks=marks, track=track, own=own, ready=views == "ready",
         )  # fmt: skip
     except BaseException:
         if own is not None:
@@ -167,6 +186,7 @@ class MemPool(WaitingPool[Any]):
         watermarks: tuple[int, int] = (0, 0),
         track: bool = False,
         own: KmemCache | None = None,
+        ready: bool = False,
     ) -> None:
         """Make the pool and fill its reserve."""
         words = arena.words
@@ -219,6 +239,18 @@ class MemPool(WaitingPool[Any]):
             self.alloc_preallocated = arena._leases.bind_pool_reserve(self._context, self._alloc_preallocated)
         if kind is not None or track:
             shut(self._context)
+        self._ready = ready and JIT
+        if self._ready:
+            self._build_views()
+
+    def _build_views(self) -> None:
+        """Have a view built for each element of the reserve: take all, and let them come back."""
+        words, p = self._words(), self.at
+        put_up_shelf(self._arena.address, p)
+        taken = [self._poll() for _ in range(self.curr_nr)]
+        del taken
+        words[p + layout.P_GETS_RESERVE] = words[p + layout.P_PUTS_RESERVE] = 0  # nobody else knows the pool yet
+        words[p + layout.P_LOW] = words[p + layout.P_CURR_NR]
 
     @staticmethod
     def _surplus() -> Any:
@@ -366,6 +398,8 @@ class MemPool(WaitingPool[Any]):
             raise BufferError(f"{self!r}: somebody waits for more than {count} elements at once")
         if status != layout.OK:
             raise self._arena._out_of_memory(f"resize of a pool to {count} elements", GFP_KERNEL)
+        if self._ready:
+            put_up_shelf(self._arena.address, self.at)
         self._fill()
 
     def refill(self, target: int | None = None) -> int:
@@ -406,14 +440,15 @@ class MemPool(WaitingPool[Any]):
         """
         words = self._words()
         p = self.at
+        gate = shut(self._context)
         if force:
-            shut(self._context)
             self._at = None
         if pool_destroy(words, p, int(force), self._surplus()) != layout.OK:
+            reopen(self._context, gate)
             stats = self.stats()
             raise BufferError(f"the pool still has {stats.outstanding} elements out and {stats.waiters} waiters")
-        shut(self._context)
         self._at = None
+        take_down_shelf(self._arena.address, p)
         if self._own is not None:
             with contextlib.suppress(BufferError):  # by force: the cache stays with the elements that are out
                 self._own.destroy()

@@ -83,7 +83,7 @@ from realalloc.mm.mempool import pool_destroy, pool_resize
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.sheaf import cached_objects
-from realalloc.mm.threads import thread_ends
+from realalloc.mm.threads import near_place, thread_ends
 
 NR_INTERNAL = 2  # caches of free maps and of sheaves
 CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"  # a child finds these files too
@@ -358,6 +358,16 @@ def kept_blocks(raw: RawArena, order: int) -> list[int]:
 def identity():
     """Say who the calling thread is."""
     return thread_identity()
+
+
+@numba.njit(nogil=True)
+def _near_place(key):
+    return near_place(key)
+
+
+def near_of(key: int) -> int:
+    """Say where a thread looks for its slot first."""
+    return int(_near_place(int(key)))
 
 
 def own_record(raw: RawArena) -> int:

@@ -50,9 +50,16 @@ def make_context(gate: Any, owner: int, length: int, tag: int) -> Any:
 _shut_gate = immortal((ctypes.c_int64 * 1)(0))
 
 
-def shut(context: Any) -> None:
-    """Make a builtin refuse its fast path for ever: its cache or pool is gone."""
+def shut(context: Any) -> int:
+    """Make a builtin refuse its fast path: its cache or pool goes. Return what :func:`reopen` needs if it stays after all."""
+    gate = int(context[X_GATE // WORD_BYTES])
     context[X_GATE // WORD_BYTES] = ctypes.addressof(_shut_gate)
+    return gate
+
+
+def reopen(context: Any, gate: int) -> None:
+    """Let a builtin go on."""
+    context[X_GATE // WORD_BYTES] = gate
 
 
 def tag_of(verb: int, owner: int = 0) -> int:

@@ -30,6 +30,7 @@ VERB_POOL: Final = 6
 VERB_POOL_RESERVE: Final = 7  # taking only
 VERB_CONSTRUCT: Final = 8  # an object that is with its constructor
 VERB_POOL_CLAIM: Final = 9  # taking only: what a request was granted
+VERB_READY: Final = 10  # nothing to give back and no lease: a view that waits on a shelf
 VERB_MASK: Final = 15
 TAG_LINGERS: Final = 16
 TAG_KIND_MASK: Final = VERB_MASK | TAG_LINGERS

@@ -7,6 +7,7 @@ int64. ``immortal`` keeps what machine code or the interpreter refers to by addr
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -76,6 +77,30 @@ def store_at(address: int, value: int) -> int:
     return value
 
 
+# What a builtin is bound to: (address of its context as bytes, function for what machine code does not do, the context). Two
+# loads find the context where PyTuple_GetItem and PyLong_AsSsize_t took a quarter of `pool.alloc()` with a ready view. Python
+# itself says where a tuple has its items and a bytes object its bytes.
+_ITEMS = tuple.__basicsize__
+_BYTES = bytes.__basicsize__ - 1  # the last one is the NUL behind them
+
+
+def bound_to(context: Any, slow: Callable[..., Any]) -> tuple[bytes, Callable[..., Any], Any]:
+    """Make what a builtin is bound to."""
+    return ctypes.addressof(context).to_bytes(WORD_BYTES, sys.byteorder), slow, context
+
+
+@kernel
+def context_of(bound: int) -> int:
+    """Return the address of a builtin's context."""
+    return load_at(load_at(bound + _ITEMS) + _BYTES)
+
+
+@kernel
+def slow_of(bound: int) -> int:
+    """Borrow the function for what machine code does not do."""
+    return load_at(bound + _ITEMS + WORD_BYTES)
+
+
 @native(c_function("_PyObject_New", _I64, [_I64]))
 def object_new(kind: int) -> int:
     """Allocate an exporter; 0 with MemoryError set."""
@@ -100,12 +125,6 @@ def fill_info(view: int, exporter: int, start: int, length: int, readonly: int, 
     raise NotImplementedError
 
 
-@native(c_function("PyTuple_GetItem", _I64, [_I64, _I64]))
-def tuple_item(items: int, index: int) -> int:
-    """Borrow an item."""
-    raise NotImplementedError
-
-
 @native(c_function("PyList_New", _I64, [_I64]))
 def list_new(length: int) -> int:
     """Make a list of NULLs; 0 with MemoryError set."""
@@ -127,6 +146,12 @@ def as_ssize(number: int) -> int:
 @native(c_function("PyLong_FromSsize_t", _I64, [_I64]))
 def long_of(value: int) -> int:
     """Make an int."""
+    raise NotImplementedError
+
+
+@native(c_function("PyErr_Occurred", _I64, []))
+def error_occurred() -> int:
+    """Tell whether an error is set: not 0."""
     raise NotImplementedError
 
 

@@ -31,6 +31,7 @@ from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree_slow, kmalloc_fast, ks
 from realalloc.mm.layout import GFP_ZERO_BIT, H_BAD_FREES, KMALLOC_MAX_CACHE_BYTES, KMALLOC_TABLE, OK, WORD_BYTES
 from realalloc.mm.objects import free_fast
 from realalloc.mm.sheaf import pop
+from realalloc.mm.threads import my_place
 
 HALF_BITS: Final = 31  # factors below 2**31 have a product below 2**63
 LARGEST: Final = (1 << 63) - 1
@@ -71,7 +72,7 @@ _release_slow = at_end(release_slow)
 @kernel
 def _alloc(words: Words, base: int, nbytes: int, gfp: int) -> int:
     if 0 <= nbytes <= KMALLOC_MAX_CACHE_BYTES:  # one comparison; the table has a class for 0
-        offset = pop(words, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+        offset = pop(words, my_place(), words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
         if offset != 0:
             if gfp & GFP_ZERO_BIT:
                 zero_words(words, offset, nbytes)

@@ -44,6 +44,7 @@ from realalloc.mm.objects import free_fast
 from realalloc.mm.prim import emit_call
 from realalloc.mm.resize import krealloc_in_place
 from realalloc.mm.sheaf import pop
+from realalloc.mm.threads import my_place
 
 NAME_BYTES: Final = 127
 R_CTX: Final = 128  # PyDataMem_Handler: name, version, then ctx and the four functions
@@ -204,7 +205,7 @@ def _alloc(record: int, nbytes: int, gfp: int) -> int:
         align = load_at(record + R_ALIGN)
         size = (nbytes + align - 1) & -align
         if size <= KMALLOC_MAX_CACHE_BYTES:
-            offset = pop(words, words[KMALLOC_TABLE + ((size + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+            offset = pop(words, my_place(), words[KMALLOC_TABLE + ((size + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
             if offset != 0:
                 if gfp & GFP_ZERO_BIT:
                     zero_words(words, offset, nbytes)

@@ -13,7 +13,7 @@ from numba import types
 
 from realalloc.lease import forks
 from realalloc.lease.blocks import give_back, linger, take
-from realalloc.lease.capi import immortal
+from realalloc.lease.capi import bound_to, immortal
 from realalloc.lease.slots import (
     E_BASE,
     E_BYTES,
@@ -34,7 +34,7 @@ from realalloc.lease.slots import (
 from realalloc.mm.jit import Entry, c_function
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_slow
 from realalloc.mm.layout import WORD_BYTES
-from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_return
 from realalloc.mm.mempool_wait import pool_claim, pool_nap, pool_request, pool_wait_end, wake_pools
 from realalloc.mm.objects import cache_alloc_slow
 from realalloc.mm.sheaf import cached_objects
@@ -132,6 +132,7 @@ class Jitted:
             cache_alloc_slow,
             pool_alloc,
             pool_alloc_reserved,
+            pool_return,
             pool_request,
             pool_nap,
             pool_claim,
@@ -174,7 +175,7 @@ class Jitted:
     def _bind(self, method: Any, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         context[X_TYPE // WORD_BYTES] = id(self.type)
         context[X_LONG_TYPE // WORD_BYTES] = id(int)
-        return self._builtin(method, (ctypes.addressof(context), slow, context))
+        return self._builtin(method, bound_to(context, slow))
 
     def bind_cache(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``cache.alloc``: no arguments are served by machine code, all else by ``slow``."""

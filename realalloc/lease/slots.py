@@ -12,11 +12,23 @@ from typing import Final
 
 import llvmlite.binding
 
-from realalloc.lease.blocks import TAG_KIND_MASK, VERB_CACHE, VERB_KMALLOC, count_lease, drop_lease, give_back, take
+from realalloc.lease.blocks import (
+    OWNER_SHIFT,
+    TAG_KIND_MASK,
+    VERB_CACHE,
+    VERB_KMALLOC,
+    VERB_POOL,
+    VERB_READY,
+    count_lease,
+    drop_lease,
+    give_back,
+    take,
+)
 from realalloc.lease.capi import (
     address_of_symbol,
     as_ssize,
     check_signals,
+    context_of,
     decref,
     error_clear,
     fill_info,
@@ -31,16 +43,17 @@ from realalloc.lease.capi import (
     object_new,
     restore_thread,
     save_thread,
+    slow_of,
     store_at,
-    tuple_item,
     vectorcall,
     words_at,
 )
+from realalloc.lease.shelf import PLACE_EXPORTER, PLACE_VIEW, new_view, put_ready, take_ready
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words, kernel, native
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
-from realalloc.mm.layout import EBUSY, ENOMEM, GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, H_CLOSED, H_OWNER, OK
-from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved
+from realalloc.mm.layout import EBUSY, ENOMEM, GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, H_CLOSED, H_OWNER, OK, P_SHELF
+from realalloc.mm.mempool import OUT_OF_RESERVE, pool_alloc, pool_alloc_reserved, pool_return
 from realalloc.mm.mempool_wait import SLICE_NS, pool_claim, pool_nap, pool_request, pool_wait_end
 from realalloc.mm.objects import cache_alloc as take_object
 from realalloc.mm.objects import free_fast
@@ -114,10 +127,37 @@ def _new_exporter(kind: int) -> int:
     return exporter
 
 
+@kernel
+def _return_ready(words: Words, exporter: int, p: int) -> int:
+    """Return an element to a pool with a shelf, with a new view; then drop the lease, and return the mapping to let go of.
+
+    The view is made first: the collector, which that may run, might destroy the pool, but for the element that is still out.
+    """
+    offset = load_at(exporter + E_OFFSET)
+    view = new_view(exporter, E_TAG)
+    shelf = words[p + P_SHELF]
+    place = pool_return(words, p, offset)
+    if place < 0 and place - OUT_OF_RESERVE != OK:
+        words[H_BAD_FREES] += 1
+    surplus = put_ready(shelf, place, exporter, view)
+    owner = drop_lease(words)
+    if view == 0:
+        _retire(exporter)
+    if surplus != 0:
+        decref(surplus)
+    return owner
+
+
 def dealloc(exporter: int) -> None:
     """tp_dealloc: give the block back, then keep the exporter for the next lease."""
-    words = words_at(load_at(exporter + E_BASE))
     tag = load_at(exporter + E_TAG)
+    if tag == VERB_READY:  # of a shelf; the arena may be gone
+        _retire(exporter)
+        return
+    words = words_at(load_at(exporter + E_BASE))
+    if tag & TAG_KIND_MASK == VERB_POOL and words[(tag >> OWNER_SHIFT) + P_SHELF] != 0:
+        _let_go(_return_ready(words, exporter, tag >> OWNER_SHIFT))
+        return
     offset = load_at(exporter + E_OFFSET)
     if tag == VERB_KMALLOC or tag & TAG_KIND_MASK == VERB_CACHE:  # give_back, inlined for the usual cases
         if free_fast(words, 0, offset) == 0 and kfree_slow(words, offset) != OK:
@@ -156,7 +196,7 @@ def _let_go(owner: int) -> None:
 def cache_alloc(bound: int, args: int, count: int, names: int) -> int:
     """``cache.alloc``."""
     if count == 0 and names == 0:
-        context = as_ssize(tuple_item(bound, 0))
+        context = context_of(bound)
         base = load_at(load_at(context + X_GATE))
         if base != 0:
             words = words_at(base)
@@ -166,13 +206,13 @@ def cache_alloc(bound: int, args: int, count: int, names: int) -> int:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
             _let_go(drop_lease(words))
-    return vectorcall(tuple_item(bound, 1), args, count, names)
+    return vectorcall(slow_of(bound), args, count, names)
 
 
 def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
     """``cache.alloc_bulk``: a list of views. What cannot be had in full is given up, and the slow path starts again."""
     if count == 1 and names == 0:
-        context = as_ssize(tuple_item(bound, 0))
+        context = context_of(bound)
         base = load_at(load_at(context + X_GATE))
         number = load_at(args)
         wanted = as_ssize(number) if load_at(number + E_TYPE) == load_at(context + X_LONG_TYPE) else 0
@@ -200,7 +240,7 @@ def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
             if items == 0 or done == wanted:
                 return items
             decref(items)
-    return vectorcall(tuple_item(bound, 1), args, count, names)
+    return vectorcall(slow_of(bound), args, count, names)
 
 
 @kernel
@@ -236,12 +276,18 @@ def _await_element(words: Words, p: int) -> int:
 @kernel
 def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> int:
     if count == 0 and names == 0:
-        context = as_ssize(tuple_item(bound, 0))
+        context = context_of(bound)
         base = load_at(load_at(context + X_GATE))
         if base != 0:
             words = words_at(base)
-            count_lease(words, 1)
             p = load_at(context + X_OWNER)
+            place = take_ready(words, p, E_OFFSET)
+            count_lease(words, 1)
+            if place != 0:
+                store_at(load_at(place + PLACE_EXPORTER) + E_TAG, load_at(context + X_TAG))
+                view = load_at(place + PLACE_VIEW)
+                store_at(place + PLACE_VIEW, 0)
+                return view
             offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_WAIT_BIT)
             if offset <= 0:
                 _let_go(drop_lease(words))
@@ -251,7 +297,7 @@ def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> 
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
             if offset == INTERRUPTED:
                 return 0
-    return vectorcall(tuple_item(bound, 1), args, count, names)
+    return vectorcall(slow_of(bound), args, count, names)
 
 
 def pool_alloc_fast(bound: int, args: int, count: int, names: int) -> int:
@@ -267,7 +313,7 @@ def pool_reserved_fast(bound: int, args: int, count: int, names: int) -> int:
 def kmalloc_builtin(bound: int, args: int, count: int, names: int) -> int:
     """``arena.kmalloc``."""
     if count == 1 and names == 0:
-        context = as_ssize(tuple_item(bound, 0))
+        context = context_of(bound)
         base = load_at(load_at(context + X_GATE))
         number = load_at(args)
         if base != 0 and load_at(number + E_TYPE) == load_at(context + X_LONG_TYPE):
@@ -281,7 +327,7 @@ def kmalloc_builtin(bound: int, args: int, count: int, names: int) -> int:
                 _let_go(drop_lease(words))
             elif nbytes < 0:
                 error_clear()  # too large for a word; the slow path says so
-    return vectorcall(tuple_item(bound, 1), args, count, names)
+    return vectorcall(slow_of(bound), args, count, names)
 
 
 def attempt_fast(bound: int, args: int, _count: int) -> int:

@@ -60,7 +60,7 @@ from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.sheaf import pop
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
 from realalloc.mm.slab_page import cache_of, head_of
-from realalloc.mm.threads import barriers_work
+from realalloc.mm.threads import barriers_work, my_place
 from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
 from realalloc.mm.window import area_at, granule_of
 
@@ -167,12 +167,13 @@ def kmalloc_slow(words: Words, nbytes: int, gfp: int) -> int:
 @kernel
 def kmalloc_sheaf(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate from the calling thread's sheaf, without a lock or a call; 0 if that cannot be. For inlining."""
+    near = my_place()
     if nbytes <= 0 or gfp & GFP_DMA_BIT:
         return 0
     if nbytes > KMALLOC_MAX_CACHE_BYTES:
         order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
-        return pop_block(words, order, KIND_LARGE) << PAGE_SHIFT if gfp & GFP_ZERO_BIT == 0 else 0
-    offset = pop(words, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+        return pop_block(words, near, order, KIND_LARGE) << PAGE_SHIFT if gfp & GFP_ZERO_BIT == 0 else 0
+    offset = pop(words, near, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
     if gfp & GFP_ZERO_BIT and offset != 0:
         zero_words(words, offset, nbytes)
     return offset

@@ -60,6 +60,7 @@ from realalloc.mm.layout import (
     P_PUTS_RESERVE,
     P_REFILL_HIGH,
     P_REFILL_LOW,
+    P_SHELF,
     P_STATE,
     P_WAITERS,
     P_WIPE,
@@ -101,6 +102,7 @@ from realalloc.mm.waiters import (
     wake_all_locked,
 )
 
+OUT_OF_RESERVE = -1 << 32  # far below every status
 REFILL_BATCH = 8  # elements that one free tops the reserve up by, at most
 
 
@@ -267,15 +269,17 @@ def is_too_many(words: Words, p: int) -> int:
 
 
 @entry
-def pool_free(words: Words, p: int, offset: int) -> int:
-    """Take an element back: into the reserve if that has room, else to the backing allocator (SURPLUS: by the face)."""
+def pool_return(words: Words, p: int, offset: int) -> int:
+    """Take an element back: into the reserve if that has room, and return its place there; else to the backing allocator,
+    and return its status + OUT_OF_RESERVE.
+    """
     if words[p + P_WIPE] != 0:
         wipe_freed(words, p, offset)
     lock(words)
-    status = OK
     account_locked(words, p)
     if words[p + P_CURR_NR] < words[p + P_CAPACITY] and is_too_many(words, p) == 0:
         words[p + P_PUTS_RESERVE] += 1
+        status = words[p + P_CURR_NR]
         push_element(words, p, offset)
         if words[p + P_WAITERS] > 0:
             grant_locked(words, p)
@@ -285,9 +289,17 @@ def pool_free(words: Words, p: int, offset: int) -> int:
     else:
         status = backing_free_locked(words, p, offset)
         words[p + P_PUTS_FREE] += 1 if status >= OK else 0
+        status += OUT_OF_RESERVE
         end_if_last(words, p)
     unlock(words)
     return status
+
+
+@entry
+def pool_free(words: Words, p: int, offset: int) -> int:
+    """Take an element back: into the reserve if that has room, else to the backing allocator (SURPLUS: by the face)."""
+    status = pool_return(words, p, offset)
+    return OK if status >= 0 else status - OUT_OF_RESERVE
 
 
 @kernel
@@ -343,6 +355,7 @@ def pool_destroy(words: Words, p: int, force: int, out: Words) -> int:
         unlock(words)
         return EBUSY
     words[p + P_STATE] = POOL_DETACHED
+    words[p + P_SHELF] = 0
     wake_all_locked(words, p)
     while words[p + P_CURR_NR] > 0:
         offset = pop_element(words, p)

@@ -57,7 +57,7 @@ from realalloc.mm.sheaf import (
 )
 from realalloc.mm.slab import cache_free_locked, is_live_object
 from realalloc.mm.slab_page import cache_of, head_of
-from realalloc.mm.threads import enter, enter_near, leave, record_inside
+from realalloc.mm.threads import enter, enter_near, leave, my_place, record_inside
 
 PFN_MASK = (1 << 52) - 1
 BLOCK_INFO_MASK = (1 << PENDING_SHIFT) - 1  # kind, order and zone, without the sheaf
@@ -95,7 +95,7 @@ def _is_of(words: Words, c: int, info: int) -> int:
 @kernel
 def free_fast(words: Words, c: int, offset: int) -> int:
     """Free an object of cache ``c`` (0: of any) without the lock; 0 if that cannot be."""
-    slot = enter_near(words)
+    slot = enter_near(words, my_place())
     if slot == 0 or offset >> PAGE_SHIFT & PFN_MASK >= words[H_END_PFN]:
         return 0
     info = words[page_at(offset >> PAGE_SHIFT) + PG_INFO]
@@ -162,7 +162,7 @@ def cache_free_slow(words: Words, c: int, offset: int) -> int:
 @kernel
 def cache_alloc(words: Words, c: int) -> int:
     """Allocate an object: its offset, ENOMEM or EAGAIN (constructor needed). For inlining."""
-    offset = pop(words, words[c + C_SHEAF])
+    offset = pop(words, my_place(), words[c + C_SHEAF])
     return offset if offset != 0 else cache_alloc_slow(words, c)
 
 

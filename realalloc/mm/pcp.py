@@ -64,6 +64,7 @@ from realalloc.mm.sheaf import (
     take_sheaves_locked,
 )
 from realalloc.mm.threads import (
+    bad_slots,
     enter,
     enter_near,
     leave,
@@ -135,9 +136,11 @@ def _pop(words: Words, slot: int, order: int, kind: int) -> int:
 
 
 @kernel
-def pop_block(words: Words, order: int, kind: int) -> int:
-    """Take a block of the calling thread's and give it a kind; return its pfn, 0 if there is none. For inlining."""
-    return _pop(words, enter_near(words), order, kind)
+def pop_block(words: Words, near: int, order: int, kind: int) -> int:
+    """Take a block of the calling thread's, whose :func:`my_place` is ``near``, and give it a kind; return its pfn, 0 if
+    there is none. For inlining.
+    """
+    return _pop(words, enter_near(words, near), order, kind)
 
 
 @entry
@@ -312,7 +315,7 @@ def validate_kept_blocks(words: Words) -> int:
         records += 1 if record_at(words, place) != NULL_RECORD else 0
         place = next_record(words, place)
     blocks = _mark_all(words)
-    sound = _unmark_all(words) == records << 32 | blocks and words[H_NR_RECORDS] == records
+    sound = _unmark_all(words) == records << 32 | blocks and words[H_NR_RECORDS] == records and bad_slots(words) == 0
     let_in_locked(words)
     unlock(words)
     return OK if sound and blocks >= 0 else BAD_SHEAF

@@ -78,12 +78,12 @@ FEW_SHIFT: Final = 2  # a quarter of a sheaf or less is not worth an exchange
 
 
 @kernel
-def pop(words: Words, place: int) -> int:
+def pop(words: Words, near: int, place: int) -> int:
     """Take the top object of the calling thread's main sheaf; 0 if that is empty or cannot be had without the lock.
 
-    ``place`` is where the record has the descriptor (C_SHEAF).
+    ``near`` is :func:`my_place`, ``place`` where the record has the descriptor (C_SHEAF).
     """
-    slot = enter_near(words)
+    slot = enter_near(words, near)
     if slot == 0:
         return 0
     d = record_inside(words, slot) + place

@@ -13,6 +13,7 @@ threads can still finish.
 from __future__ import annotations
 
 import pytest
+from models import Buffered, explore
 
 FREE, HELD = 0, 1
 NULL, KEPT = 0, 1
@@ -24,7 +25,7 @@ AT_WORK = ("top", "take", "sink", "give", "raise")
 DRAINS = ("look", "collect", "empty")
 
 
-class Model:
+class Model(Buffered):
     """State: (memory, (pc, store buffer, register, hand, round) of each thread). The last thread is the drainer."""
 
     def __init__(self, *programs: tuple[str, ...], visits: int = 2, sabotage: str = "") -> None:
@@ -37,35 +38,6 @@ class Model:
             memory += [0, KEPT, 1, 2 * who + 1, 0]
         owners = [("enter", (), 0, (2 * who + 2,), 0) for who in range(self.owners)]
         self.start = (tuple(memory), (*owners, ("lock", (), 0, (), 0)))
-
-    def done(self, state: tuple) -> bool:
-        return all(pc == "done" and not buffer for pc, buffer, *_ in state[1])
-
-    def see(self, memory: tuple, buffer: tuple, word: int) -> int:
-        """A thread sees its own buffered stores first."""
-        for where, value in reversed(buffer):
-            if where == word:
-                return value
-        return memory[word]
-
-    def steps(self, state: tuple) -> list[tuple]:
-        """Return all successors."""
-        memory, threads = state
-        after = []
-        for who, mine in enumerate(threads):
-            if mine[1]:  # the oldest buffered store reaches memory
-                (word, value), *rest = mine[1]
-                stored = (*memory[:word], value, *memory[word + 1 :])
-                after.append((stored, self.put(threads, who, (mine[0], tuple(rest), *mine[2:]))))
-            if who == self.owners:
-                after += self.drainer(memory, threads, *mine)
-            else:
-                for changed, made in self.owner(memory, who, *mine):
-                    after.append((changed, self.put(threads, who, made)))
-        return after
-
-    def put(self, threads: tuple, who: int, made: tuple) -> tuple:
-        return (*threads[:who], made, *threads[who + 1 :])
 
     def owner(self, memory: tuple, who: int, pc: str, buffer: tuple, register: int, hand: tuple, at: int) -> list:
         """One step of an owner, who pops and puts as its program says: by the door, or with the lock if it is shut."""
@@ -132,16 +104,7 @@ class Model:
         if pc == "barrier":  # a system call: what the caller has stored before is in memory
             return [] if buffer else go(tuple(range(self.owners)))
         if isinstance(pc, tuple):  # the membarrier: who has still to be reached
-            reached = []
-            for other in pc:
-                name, held, *rest = threads[other]
-                arrived = list(memory)
-                for where, value in held:
-                    arrived[where] = value
-                left = tuple(k for k in pc if k != other)
-                changed = self.put(threads, other, (name, (), *rest))
-                reached.append((tuple(arrived), self.put(changed, who, (left or "await", *threads[who][1:]))))
-            return reached
+            return self.reach(memory, threads, pc, "await")
         if pc == "await":
             if see(word(INSIDE)) != 0 and self.sabotage != "nobody waits":
                 return []
@@ -178,32 +141,6 @@ class Model:
             base = who * OWNER_WORDS
             found += memory[base + ENTRIES : base + ENTRIES + memory[base + TOP]]
         return sorted(found) == list(range(1, 2 * self.owners + 1))
-
-
-def explore(model: Model) -> tuple[bool, bool, bool, int]:
-    """Return (exclusion holds everywhere, no object is lost or doubled, every state can finish, states)."""
-    back: dict[tuple, list[tuple]] = {model.start: []}
-    todo = [model.start]
-    exclusive = whole = True
-    finished = []
-    while todo:
-        state = todo.pop()
-        exclusive = exclusive and model.excludes(state)
-        whole = whole and model.adds_up(state)
-        if model.done(state):
-            finished.append(state)
-        for after in model.steps(state):
-            if after not in back:
-                back[after] = []
-                todo.append(after)
-            back[after].append(state)
-    can_finish = set(finished)
-    while finished:
-        for before in back[finished.pop()]:
-            if before not in can_finish:
-                can_finish.add(before)
-                finished.append(before)
-    return exclusive, whole, len(can_finish) == len(back), len(back)
 
 
 ONE_OWNER = [("pop",), ("put",), ("pop", "put"), ("put", "pop"), ("pop", "pop"), ("put", "put"), ("pop", "put", "pop")]

@@ -17,6 +17,7 @@ from kernels import (
     kept_objects,
     main_sheaf,
     make_cache,
+    near_of,
     own_record,
     page_kind,
     records,
@@ -31,30 +32,35 @@ from realalloc.lease import forks
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import cache_destroy, validate_caches
 from realalloc.mm.layout import (
+    BAD_SHEAF,
     C_SHEAF,
     EINVAL,
     ENOMEM,
     H_BAD_FREES,
     H_CLOSED,
+    H_FARTHEST,
     H_IDLE_RECORDS,
     H_NR_RECORDS,
+    H_NR_SLOTS,
     H_SHEAVES,
     KIND_RECORD,
     MIN_SHEAVES_PAGES,
     NULL_RECORD,
     PAGE_WORDS,
+    T_DISTANCE,
     T_INSIDE,
     T_KEPT,
+    T_KEY,
     T_RECORD,
     THREAD_SLOTS,
     THREAD_WORDS,
     THREADS,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
+from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
 from realalloc.mm.threads import (
-    FAR_SHIFT,
-    NEAR_SHIFT,
+    come_near,
     forget_other_threads,
     retire_threads,
     thread_ends,
@@ -63,10 +69,24 @@ from realalloc.mm.threads import (
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 
 
-def places(key: int) -> tuple[int, int]:
-    """The two places that a thread may have its slot in."""
-    near, far = (THREADS + (key >> shift) % THREAD_SLOTS * THREAD_WORDS for shift in (NEAR_SHIFT, FAR_SHIFT))
-    return near, far
+def distance(key: int, slot: int) -> int:
+    """How many places behind its near one a thread has a slot."""
+    return (slot - near_of(key)) // THREAD_WORDS % THREAD_SLOTS
+
+
+def assert_slots(raw: RawArena, settled: bool = True) -> None:
+    """The counts are right and, once everybody has been there, nobody could be nearer."""
+    having = slots(raw)
+    assert raw.words[H_NR_SLOTS] == len(having)
+    far = {key: distance(key, slot) for key, slot in having.items()}
+    assert {key: int(raw.words[slot + T_DISTANCE]) for key, slot in having.items()} == far
+    assert raw.words[H_FARTHEST] == max(far.values(), default=0)
+    if settled:
+        for key in having:
+            places = [near_of(key) + k * THREAD_WORDS for k in range(far[key])]
+            wrapped = {at if at < NULL_RECORD else at - THREAD_SLOTS * THREAD_WORDS for at in places}
+            assert wrapped <= set(having.values())
+    raw.validate()
 
 
 def touch(raw: RawArena, c: int, count: int = 1) -> list[int]:
@@ -117,7 +137,7 @@ def test_a_slot_names_its_thread_and_a_record_that_is_a_page() -> None:
     touch(raw, c)
     me = int(identity())
     assert set(slots(raw)) == {me}
-    assert slots(raw)[me] in places(me)
+    assert slots(raw)[me] == near_of(me)
     record = own_record(raw)
     assert slot_fields(raw, me) == [0, record, record]
     assert record % PAGE_WORDS == 0
@@ -196,8 +216,44 @@ def test_a_thread_that_was_drained_by_another_finds_its_door_open_again() -> Non
     assert_pristine(raw)
 
 
+def stacks(rng: random.Random, step: int, aligned: int, count: int) -> list[int]:
+    """Thread pointers as glibc has them: the main thread's anywhere, the others' at the top of stacks one below the other."""
+    top = rng.randrange(0x7E00_0000_0000, 0x7FFF_0000_0000) // aligned * aligned
+    main = top + rng.randrange(1, 1 << 16) * PAGE + rng.randrange(PAGE // 64) * 64
+    return [main] + [top - 0x940 - k * step for k in range(1, count)]
+
+
+MIB = 1 << 20
+LAYOUTS = {
+    "8 MiB and a guard page": (8 * MIB + PAGE, PAGE),
+    "the same, each aligned to 2 MiB": (10 * MIB, 2 * MIB),
+    "8 MiB, aligned to 2 MiB": (8 * MIB, 2 * MIB),
+    "2 MiB, aligned": (2 * MIB, 2 * MIB),
+    "4 MiB, aligned": (4 * MIB, 2 * MIB),
+    "16 MiB and a guard page": (16 * MIB + PAGE, PAGE),
+    "1 MiB and a guard page": (MIB + PAGE, PAGE),
+    "256 KiB and a guard page": (0x41000, PAGE),
+    "64 KiB and a guard page": (0x11000, PAGE),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("count", "most_hits"), [(3, 0.04), (8, 0.04), (32, 0.04)])
+def test_threads_have_different_near_places(name: str, count: int, most_hits: float) -> None:
+    """At random a third of 32 threads would find its near place taken; with any of the usual stacks hardly one does."""
+    step, aligned = LAYOUTS[name]
+    rng = random.Random(17)
+    processes = 100
+    hits = 0
+    for _ in range(processes):
+        near = [near_of(key) for key in stacks(rng, step, aligned, count)]
+        assert all(THREADS <= place < NULL_RECORD and (place - THREADS) % THREAD_WORDS == 0 for place in near)
+        hits += count - len(set(near))
+    assert hits / (processes * count) <= most_hits
+
+
 def test_more_threads_than_slots() -> None:
-    """All alive at once: some have a slot, in one of two places, the others do without and are exact."""
+    """All alive at once: as many as there are slots have one, the others do without and are exact, until one is free."""
     raw = RawArena(4 * SMALLEST, 4)
     c = make_cache(raw)
     count = 2 * THREAD_SLOTS + 12
@@ -210,17 +266,10 @@ def test_more_threads_than_slots() -> None:
                 live[offset] = k
         assert len(live) == 5 * count
         having = slots(raw)
-        assert 0 < len(having) <= THREAD_SLOTS
-        assert raw.words[H_NR_RECORDS] == len(having)
-        for worker in made:
-            near, far = places(worker.identity)
-            if worker.identity in having:
-                assert having[worker.identity] in (near, far)
-            else:
-                assert {near, far} <= set(having.values())
-        raw.validate()
-        poor = [worker for worker in made if worker.identity not in having]
-        assert poor
+        assert set(having) == {worker.identity for worker in made[:THREAD_SLOTS]}
+        assert raw.words[H_NR_RECORDS] == THREAD_SLOTS
+        assert_slots(raw)
+        poor = made[THREAD_SLOTS:]
         rng = random.Random(2)
         for offset, k in rng.sample(sorted(live.items()), len(live)):
             assert holds(raw, offset, 64, k)
@@ -229,16 +278,88 @@ def test_more_threads_than_slots() -> None:
             if worker in poor:
                 assert worker.do(kmem_cache_free, raw.words, c, offset) == EINVAL
         assert used(raw, c) == len(kept_objects(raw, c))
-        raw.validate()
-        rich = next(worker for worker in made if worker.identity in having)
-        successor = next(w for w in poor if having[rich.identity] in places(w.identity))
+        assert_slots(raw)
+        rich = rng.choice(made[:THREAD_SLOTS])
         made.remove(rich)
         rich.end(raw)
-        successor.do(touch, raw, c)
-        assert slots(raw)[successor.identity] == having[rich.identity]
+        poor[7].do(touch, raw, c)
+        assert slots(raw)[poor[7].identity] == having[rich.identity]
     assert slots(raw) == {}
     assert raw.words[H_BAD_FREES] == 0
     assert cache_destroy(raw.words, c) == 0
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("verb", ["object", "large block"])
+def test_who_was_crowded_out_gets_a_slot_and_its_near_place_when_others_end(verb: str) -> None:
+    raw = RawArena(8 * SMALLEST, 6)
+    c = make_cache(raw)
+
+    def work() -> None:
+        if verb == "object":
+            touch(raw, c)
+        else:
+            assert kfree(raw.words, int(kmalloc(raw.words, 3 * PAGE, 0))) == 0
+
+    with crowd(200, raw) as made:
+        for worker in made:
+            worker.do(work)
+        assert len(slots(raw)) == THREAD_SLOTS
+        assert_slots(raw)
+        rng = random.Random(3)
+        for left in (THREAD_SLOTS, 20, 4):
+            for worker in rng.sample(made, len(made) - left):
+                made.remove(worker)
+                worker.end(raw)
+            assert_slots(raw, settled=False)
+            places: dict[int, int] = {}
+            while slots(raw) != places:  # who moves may make room for another one
+                places = slots(raw)
+                for worker in made:
+                    worker.do(work)
+            assert set(places) == {worker.identity for worker in made}
+            assert_slots(raw)
+    assert slots(raw) == {}
+    assert_slots(raw)
+    assert_pristine(raw)
+
+
+def test_who_moves_takes_record_and_sheaves_along() -> None:
+    raw = RawArena(SMALLEST, 4)
+    c = make_cache(raw)
+    me = int(identity())
+    near = near_of(me)
+    assert come_near(raw.words) == 0  # nothing to move
+    raw.words[near + T_KEY] = near  # some other thread has it
+    raw.words[near + T_RECORD] = raw.words[near + T_KEPT] = NULL_RECORD
+    raw.words[near + T_DISTANCE] = distance(near, near)
+    raw.words[H_NR_SLOTS] += 1
+    touch(raw, c, 20)
+    slot = slots(raw)[me]
+    assert distance(me, slot) == raw.words[slot + T_DISTANCE] == raw.words[H_FARTHEST] == 1
+    kept, objects = own_record(raw), kept_objects(raw, c)
+    assert come_near(raw.words) == slot  # it is not free
+    assert slots(raw)[me] == slot
+    raw.words[near + T_KEY] = 0
+    raw.words[H_NR_SLOTS] -= 1
+    assert come_near(raw.words) == near
+    assert slots(raw) == {me: near}
+    assert slot_fields(raw, me) == [0, kept, kept]
+    assert (kept_objects(raw, c), records(raw)) == (objects, [kept])
+    assert come_near(raw.words) == near
+    assert_slots(raw)
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("damage", [H_NR_SLOTS, H_FARTHEST, T_DISTANCE])
+def test_the_walker_finds_slots_that_do_not_add_up(damage: int) -> None:
+    raw = RawArena(SMALLEST, 4)
+    touch(raw, make_cache(raw))
+    assert validate_kept_blocks(raw.words) == 0
+    at = damage if damage != T_DISTANCE else slots(raw)[int(identity())] + T_DISTANCE
+    raw.words[at] += 1
+    assert validate_kept_blocks(raw.words) == BAD_SHEAF
+    raw.words[at] -= 1
     assert_pristine(raw)
 
 
