@@ -1,9 +1,9 @@
 """One process of a stress run, from its arena to its record: prepare, run for a while, free everything, look, judge.
 
-Guarantees: Ctrl-C, and ``stop()`` from any thread, end the running part only: everything is still freed, read, checked and
-reported. ``prepare`` compiles and makes what is made at first use, so that the resident set at the start is that of a process
-that has done a little of everything. Signal handlers, the switch interval and the collector's state are put back.
-May not: print, or judge by anything but the record.
+Guarantees: ``stop()``, from any thread or handler, ends the running part only: everything is still freed, read, checked and
+reported; so it is after an exception, which passes through. ``prepare`` compiles and makes what is made at first use, so
+that the resident set at the start is that of a process that has done a little of everything. Signal handlers, the switch
+interval and the collector's state are put back. May not: print, or judge by anything but the record.
 """
 
 from __future__ import annotations
