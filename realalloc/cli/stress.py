@@ -97,14 +97,12 @@ class StressCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Stress, report, and say whether all held."""
-        from realalloc.lab.stress.page import check_file
+        from realalloc.lab.report import check_destinations
 
         with refusing():
             names = DEFAULTS.as_dict()
             options = Options(**{name: getattr(args, name) for name in names})
-            for option, path in (("--png", args.png), ("--html", args.html)):
-                if path is not None:
-                    check_file(option, path)
+            check_destinations(html=args.html, png=args.png)
         verdict = _run(options)
         _write(verdict, args)
         if args.json:
@@ -128,11 +126,12 @@ def _run(options: Options) -> Verdict:
 
 
 def _write(verdict: Verdict, args: argparse.Namespace) -> None:
-    from realalloc.lab.stress.page import html_bytes, png_bytes, write
+    from realalloc.lab.report.files import write_bytes
+    from realalloc.lab.stress.page import html_bytes, png_bytes
 
     for path, draw in ((args.png, png_bytes), (args.html, html_bytes)):
         if path is not None:
-            write(path, draw(verdict))
+            write_bytes(path, draw(verdict))
             print(f"wrote {shown(path)}", file=sys.stderr)
 
 

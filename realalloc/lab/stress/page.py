@@ -1,15 +1,12 @@
-"""A verdict as files: one HTML page that needs nothing else, one picture; and how a file is written, whole or not at all.
+"""A verdict as files: one HTML page that needs nothing else, one picture.
 
 Guarantees: the page loads nothing from anywhere; whatever a text says is text, as the template escapes all but plotly's own
-output. ``check_file`` says before a run what ``write`` would only say after it, and leaves nothing behind.
+output. May not: write files (:mod:`realalloc.lab.report.files` does).
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import secrets
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,40 +15,7 @@ from realalloc.lab.stress import charts  # which imports what draws when it draw
 from realalloc.lab.stress.records import Verdict
 from realalloc.lab.stress.reproduce import command
 
-EXTRA: Final = {"--png": ("matplotlib",), "--html": ("plotly", "jinja2")}
 TEMPLATE: Final = Path(__file__).with_name("page.html.j2")
-
-
-def check_file(option: str, path: str) -> None:
-    """Raise what would keep a report from being written: ValueError that names the extra, or the OSError of the path."""
-    missing = [name for name in EXTRA[option] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"{option} needs {' and '.join(missing)}: pip install 'realalloc[plot]'")
-    if Path(path).is_dir():
-        raise IsADirectoryError(21, os.strerror(21), path)
-    if Path(path).exists() and not os.access(path, os.W_OK):
-        raise PermissionError(13, os.strerror(13), path)
-    beside = _beside(path)
-    try:
-        beside.touch(exist_ok=False)
-    except OSError as error:  # the user knows the path, not the temporary name
-        error.filename = path
-        raise
-    beside.unlink()
-
-
-def write(path: str, data: bytes) -> None:
-    """Write a file under a temporary name, then give it its own."""
-    beside = _beside(path)
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _beside(path: str) -> Path:
-    return Path(path).with_name(f".realalloc-{secrets.token_hex(8)}")
 
 
 def word(verdict: Verdict) -> str:

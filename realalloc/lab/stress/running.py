@@ -6,15 +6,13 @@ reported; a second one ends it all. No process, thread, file or signal handler i
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-import realalloc
+from realalloc.lab.machine import describe
 from realalloc.lab.stress.children import Child, Children
 from realalloc.lab.stress.engine import Engine, OnRound
 from realalloc.lab.stress.interrupts import Interrupts
@@ -25,16 +23,6 @@ from realalloc.lab.stress.reproduce import command, shortest
 POLL_SECONDS = 0.05
 
 OnTick = Callable[[Tick], None]
-
-
-def machine() -> dict[str, str]:
-    """Say where this ran."""
-    return {
-        "realalloc": realalloc.__version__,
-        "python": platform.python_version(),
-        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpus": str(len(os.sched_getaffinity(0))),
-    }
 
 
 class Run:
@@ -48,7 +36,7 @@ class Run:
     def run(self, on_tick: OnTick | None = None) -> Verdict:
         """Stress, once, and judge. ``on_tick`` is told how it stands, some fifty times a second."""
         options, engine = self.options, self._engine
-        verdict = Verdict(options, machine())
+        verdict = Verdict(options, describe())
         with Children(options) as children:
             engine.prepare()
             children.wait_ready()

@@ -1,16 +1,13 @@
-"""The page, the picture, and files that are whole or not there."""
+"""The page and the picture."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from stressed import result, verdict
 
-from realalloc.lab.stress.page import check_file, html_bytes, png_bytes, write
+from realalloc.lab.stress.page import html_bytes, png_bytes
 
 
 def test_a_page_says_everything_and_loads_nothing() -> None:
@@ -37,36 +34,3 @@ def test_a_page_says_everything_and_loads_nothing() -> None:
 def test_a_picture_of_all_processes() -> None:
     pytest.importorskip("matplotlib")
     assert len(png_bytes(verdict(result(), result("process 1")))) > 10_000
-
-
-def test_files_are_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out.png"
-    check_file("--png", str(path))
-    assert os.listdir(tmp_path) == []
-    write(str(path), b"one")
-    write(str(path), b"two")
-    assert path.read_bytes() == b"two" and os.listdir(tmp_path) == ["out.png"]
-
-
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
-    with pytest.raises(IsADirectoryError):
-        check_file("--html", str(tmp_path))
-    with pytest.raises(FileNotFoundError) as info:
-        check_file("--html", str(tmp_path / "no" / "x.html"))
-    assert info.value.filename == str(tmp_path / "no" / "x.html")
-    with pytest.raises(NotADirectoryError):
-        check_file("--png", str(Path(__file__) / "x.png"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError):
-        check_file("--png", str(tmp_path / "x.png"))
-
-
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "plotly" else sys)
-    with pytest.raises(ValueError, match=r"--html needs plotly: pip install 'realalloc\[plot\]'"):
-        check_file("--html", str(tmp_path / "x.html"))

@@ -9,9 +9,10 @@ import pytest
 from checks import some
 from stressed import flip, once
 
+from realalloc.lab.machine import describe
 from realalloc.lab.stress import Options, Tick, run
 from realalloc.lab.stress.children import Child
-from realalloc.lab.stress.running import Run, machine, merge
+from realalloc.lab.stress.running import Run, merge
 
 OPTIONS = Options(seconds=1.5, threads=2, processes=1, sizes="log:8..4KiB", arena=16 << 20, hold="64")
 
@@ -23,7 +24,7 @@ def test_two_processes_with_every_abuse_pass() -> None:
     assert [process.name for process in verdict.processes] == ["main", "process 1"]
     assert verdict.verified == sum(process.verified for process in verdict.processes) > some(1000, 20)
     assert all(process.abuses for process in verdict.processes)
-    assert ticks and verdict.machine.keys() == machine().keys()
+    assert ticks and verdict.machine.keys() == describe().keys()
 
 
 def test_damage_in_one_process_is_blamed_on_that_one() -> None:
