@@ -102,7 +102,10 @@ def by_pointer(natives: list[Native], *, smoke: bool) -> Result:
         hows = {"realalloc": (ours.malloc, ours.free), **{n.name: (n.alloc, n.free) for n in natives}}
         loops = {who: np.array(how, np.int64) for who, how in hows.items()}
         spent = interleave(
-            {who: lambda n, how=how: layers.loops(kinds.NATIVE).pairs(how, 64, n, 1) for who, how in loops.items()},
+            {
+                who: lambda n, how=how: layers.loops(kinds.NATIVE, layers.PLAIN).pairs(how, 64, n, 1)
+                for who, how in loops.items()
+            },
             2000 if smoke else 500_000,
             3 if smoke else 11,
         )
