@@ -195,12 +195,12 @@ def records() -> st.SearchStrategy[Report]:
         st.dictionaries(NAMES, JSON_VALUES, max_size=2),
         st.lists(st.integers(1, 4).flatmap(rows), max_size=2),
         st.dictionaries(NAMES, series, max_size=2),
-        st.lists(st.builds(results.Footprint, NAMES, NAMES, counts, counts, counts), max_size=2),
         st.dictionaries(NAMES, FINITE, max_size=2),
         st.lists(NAMES, max_size=2),
         st.lists(NAMES, max_size=2),
         st.booleans(),
         NAMES,
+        st.lists(st.builds(results.Footprint, NAMES, NAMES, counts, counts, counts), max_size=2),
     )
 
 
