@@ -283,17 +283,15 @@ def _call(record: int, which: int, first: int, second: int) -> int:
 
 
 @kernel
-def _enter(record: int, control: int) -> int:
-    outer = load_at(control + C_INSIDE * W)
+def _enter(record: int, control: int) -> None:
     if load_at(record + D_NESTS * W) != 0:
         store_at(control + C_INSIDE * W, thread_identity())
-    return outer
 
 
 @kernel
-def _leave(record: int, control: int, outer: int) -> None:
+def _leave(record: int, control: int) -> None:
     if load_at(record + D_NESTS * W) != 0:
-        store_at(control + C_INSIDE * W, outer)
+        store_at(control + C_INSIDE * W, 0)  # who is inside does not enter again: there is nothing to restore
 
 
 def hook_malloc(record: int, nbytes: int) -> int:
@@ -301,9 +299,9 @@ def hook_malloc(record: int, nbytes: int) -> int:
     control = load_at(record + D_CONTROL * W)
     if _quiet(control):
         return _call(record, MALLOC, nbytes, 0)
-    outer = _enter(record, control)
+    _enter(record, control)
     block = _call(record, MALLOC, nbytes, 0)
-    _leave(record, control, outer)
+    _leave(record, control)
     if block != 0:
         _born(record, control, OP_MALLOC, block, nbytes)
     return block
@@ -314,9 +312,9 @@ def hook_calloc(record: int, count: int, nbytes: int) -> int:
     control = load_at(record + D_CONTROL * W)
     if _quiet(control):
         return _call(record, CALLOC, count, nbytes)
-    outer = _enter(record, control)
+    _enter(record, control)
     block = _call(record, CALLOC, count, nbytes)
-    _leave(record, control, outer)
+    _leave(record, control)
     if block != 0:
         _born(record, control, OP_CALLOC, block, count * nbytes)
     return block
@@ -330,9 +328,9 @@ def hook_realloc(record: int, block: int, nbytes: int) -> int:
     known = block != 0 and _known(control, block) != 0
     if known:
         _log(record, control, OP_MOVE, block, 0)
-    outer = _enter(record, control)
+    _enter(record, control)
     fresh = _call(record, REALLOC, block, nbytes)
-    _leave(record, control, outer)
+    _leave(record, control)
     if known:
         table = load_at(control + C_FILTER * W)
         if table != 0:
@@ -351,9 +349,9 @@ def hook_free(record: int, block: int, nbytes: int) -> None:
         return
     if _known(control, block):
         _log(record, control, OP_FREE, block, 0)
-    outer = _enter(record, control)
+    _enter(record, control)
     _call(record, FREE, block, nbytes)
-    _leave(record, control, outer)
+    _leave(record, control)
 
 
 def hook_forked() -> None:

@@ -44,7 +44,7 @@ SIZE_SHIFT, THREAD_SHIFT, DOMAIN_SHIFT = 20, 8, 4
 
 # Words of the control block, private to the recorded process: it is what hooks read, so that a child of fork has its own.
 C_ON: Final = 0
-C_INSIDE: Final = 1  # the thread with the GIL that is in a hook of mem or obj: what these call is no event of its own
+C_INSIDE: Final = 1  # the thread with the GIL that is in a hook that nests: what it calls is no event of its own
 C_FILE: Final = 2  # address of the header
 C_RING: Final = 3  # address of event 0
 C_LIMIT: Final = 4  # events at most

@@ -111,7 +111,7 @@ class Recording:
         api = ctypes.cast(pointer(numpy._core.multiarray._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
         capsule = ctypes.cast(api[DEFAULT_HANDLER], ctypes.POINTER(ctypes.py_object)).contents.value
         table = (ctypes.c_int64 * 5).from_address(pointer(capsule, b"mem_handler") + HANDLER_CTX)
-        record = self.record_of(NUMPY, list(table), nests=False)
+        record = self.record_of(NUMPY, list(table), nests=True)  # NumPy 2.5's handler calls PyMem_RawMalloc
         table[:] = [record, *self.hooks]
 
 
