@@ -14,7 +14,7 @@ from realalloc.lab.resident import Answer, Request, ask, series, status_bytes
 from realalloc.rss import rss
 
 FRAGMENTS = "400k x 16..4096"
-SCALE = 0.005 if some(1, 0) else 0.0005
+SCALE = 0.02 if some(1, 0) else 0.0005  # 6 MB live: more than what glibc's heap may have free from the imports before
 
 
 def test_the_system_tells_the_resident_set() -> None:
