@@ -24,7 +24,17 @@ from realalloc.arrays import ArrayMethods
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
-from realalloc.lease import cfunctions, factory, forks, live_exporter, make_context, pin, release_handle, set_length
+from realalloc.lease import (
+    cfunctions,
+    factory,
+    forks,
+    kswapd,
+    live_exporter,
+    make_context,
+    pin,
+    release_handle,
+    set_length,
+)
 from realalloc.lease.blocks import (
     VERB_CACHE,
     VERB_KMALLOC,
@@ -40,7 +50,9 @@ from realalloc.memory import Memory
 from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import bias
-from realalloc.mm.buddy import reach_all, set_limit, validate_buddy
+from realalloc.mm.buddy import reach, validate_buddy
+from realalloc.mm.commit import purge, set_limit
+from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
@@ -50,12 +62,13 @@ from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
-from realalloc.sizes import as_bytes, as_gfp, as_int, format_bytes
-from realalloc.views import Stats
+from realalloc.sizes import as_bytes, as_decay_ns, as_gfp, as_int, format_bytes
+from realalloc.views import Residency, Stats
 
 MIN_BYTES = 256 << 10
 ZERO_SIZE_OFFSET = 16  # the kernel's ZERO_SIZE_PTR: inside the header, never a block
 MAX_BYTES = 4 << 40
+DECAY_S = 10.0  # as jemalloc's dirty_decay_ms
 HUGE = {"auto": layout.HUGE_AUTO, True: layout.HUGE_ALWAYS, False: layout.HUGE_NEVER}
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
@@ -110,7 +123,9 @@ class Arena(ArrayMethods):
     """Memory reserved once and handed out as memoryviews. See DESIGN in ``docs/architecture.md``.
 
     ``size``: bytes, or text such as ``"1GiB"``; metadata included. Keyword-only:
-    ``limit``: bytes that the page area may ever make resident; ``set_limit`` moves it.
+    ``limit``: bytes of pages that may hold memory at one time; ``set_limit`` moves it.
+    ``decay``: seconds after which freed memory has gone back to the system, smoothly; 0: at once, None: never by itself.
+    ``kswapd``: give it back in the background; otherwise only those who free memory do.
     ``max_order``: the largest buddy block is ``4096 << max_order``.
     ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing.
     ``prefault``: make all pages resident now. ``lock``: bytes of the locked zone (GFP_DMA), mlocked and prefaulted.
@@ -131,6 +146,8 @@ class Arena(ArrayMethods):
         prefault: bool = False,
         lock: int | str = 0,
         debug: str = "",
+        decay: float | None = DECAY_S,
+        kswapd: bool = True,
     ) -> None:
         """Reserve the range and lay it out."""
         _refuse_unsupported()
@@ -143,6 +160,7 @@ class Arena(ArrayMethods):
         if set(debug) - {"F"}:
             raise ValueError(f"debug={debug!r}: only 'F' exists in this version")
         bound = None if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES)
+        decay_ns = as_decay_ns(decay)
         plan = layout.plan(nbytes, order, as_bytes(lock, "lock"), bound)
         if plan.dma_end_pfn >= plan.end_pfn:
             raise ValueError(f"a locked zone of {lock} leaves nothing of an arena of {format_bytes(nbytes)}")
@@ -158,13 +176,18 @@ class Arena(ArrayMethods):
         context = make_context(self._gate, 0, 0, 0)
         self.kmalloc: Callable[..., memoryview] = self._leases.bind_kmalloc(context, self._kmalloc)
         _arenas.add(self)
+        set_decay(self._memory.words, decay_ns)
+        self._is_served = bool(kswapd)
+        self._serve(decay_ns)
 
     def _map(self, plan: layout.Plan, huge: int, *, prefault: bool) -> Memory:
         page = layout.PAGE_BYTES
-        normal = (
-            plan.dma_end_pfn * page,
-            (min(plan.end_pfn, plan.dma_end_pfn + plan.limit_pages) - plan.dma_end_pfn) * page,
-        )
+        wanted = min(plan.end_pfn - plan.dma_end_pfn, plan.limit_pages)
+        if (
+            huge == layout.HUGE_ALWAYS and wanted < plan.end_pfn - plan.dma_end_pfn
+        ):  # no unit of 2 MiB is half committed
+            wanted = max(0, ((plan.dma_end_pfn + wanted) & -layout.HUGE_PAGES) - plan.dma_end_pfn)
+        normal = (plan.dma_end_pfn * page, wanted * page)
         locked = (plan.meta_pages * page, (plan.dma_end_pfn - plan.meta_pages) * page)
         knob = "the address space (ulimit -v, vm.overcommit_memory)"
         try:
@@ -174,7 +197,7 @@ class Arena(ArrayMethods):
             if locked[1]:
                 knob = f"RLIMIT_MEMLOCK (ulimit -l) for lock={locked[1]}"
                 memory.lock(*locked)
-            if prefault:
+            if prefault and wanted:
                 knob = "memory for prefault=True, or lower limit="
                 memory.commit(*normal)
         except OSError as error:
@@ -185,9 +208,9 @@ class Arena(ArrayMethods):
         layout.format_words(words, plan, huge)
         create_classes(words)
         if locked[1]:
-            reach_all(words, layout.ZONE_DMA)
+            reach(words, layout.ZONE_DMA, locked[1] // page)
         if prefault:
-            reach_all(words, layout.ZONE_NORMAL)
+            reach(words, layout.ZONE_NORMAL, wanted)
         pin(words, memory.mapping)
         forks.watch(memory.address)
         bias(words)
@@ -490,20 +513,45 @@ class Arena(ArrayMethods):
         return views.meminfo(self.words)
 
     def set_limit(self, limit: int | str | None) -> None:
-        """Move the limit on resident pages; ValueError if the arena has already reached further."""
-        words = self.words
-        zone = layout.ZONES
-        end = int(words[zone + layout.Z_END_PFN])
-        pages = end if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES) >> layout.PAGE_SHIFT
-        target = min(end, int(words[zone + layout.Z_START_PFN]) + pages)
-        if set_limit(words, layout.ZONE_NORMAL, target) != layout.OK:
-            raise ValueError(f"limit {limit} is below what the arena has reached; trim() first")
+        """Move the limit on committed bytes, None for all; free memory above it goes back at once.
 
-    def trim(self) -> int:
-        """Give every page that is not in use back to the system; return the bytes that held memory."""
+        ValueError, with the limit where it was, if more than that is in use.
+        """
+        words = self.words
+        start, end = (int(words[layout.ZONES + word]) for word in (layout.Z_START_PFN, layout.Z_END_PFN))
+        pages = end if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES) >> layout.PAGE_SHIFT
+        target = start - int(words[layout.H_META_PAGES]) + min(end - start, pages)
+        if set_limit(words, target) == layout.OK:
+            return
+        reclaim(words)
+        if set_limit(words, target) != layout.OK:
+            used = format_bytes(int(words[layout.H_ALLOCATED_PAGES]) * layout.PAGE_BYTES)
+            raise ValueError(f"limit {limit} is below what is in use: {used}; free some first")
+
+    def set_decay(self, decay: float | None) -> None:
+        """Set after how many seconds freed memory has gone back, from now on; 0: at once, None: never by itself."""
+        decay_ns = as_decay_ns(decay)
+        set_decay(self.words, decay_ns)
+        self._serve(decay_ns)
+
+    def _serve(self, decay_ns: int) -> None:
+        """Have kswapd look after this arena, where it can."""
+        if self._is_served and decay_ns >= 0 and kswapd.start():
+            serve(self._memory.words, 1)
+
+    def residency(self) -> Residency:
+        """Compare the books with the system, page by page (mincore(2)); exact while nobody touches what is not allocated."""
+        return views.residency(self.words)
+
+    def trim(self, keep: int | str = 0) -> int:
+        """Give memory that is not in use back to the system, all but about ``keep`` bytes; return the bytes that went."""
         words = self.words
         before = int(words[layout.H_COMMITTED_PAGES])
+        kept = as_bytes(keep, "keep") >> layout.PAGE_SHIFT
         reclaim(words)
+        if kept:
+            surplus = views.dirty_pages(words) - kept
+            return (int(purge(words, surplus, 0, 1)) if surplus > 0 else 0) << layout.PAGE_SHIFT
         dropped = np.zeros(1, np.int64)
         pfn = 0
         while (pfn := int(trim_span(words, layout.ZONE_NORMAL, pfn, dropped))) != 0:
@@ -547,17 +595,21 @@ if not JIT:  # with machine code, realalloc.lease.forks does it
 
 
 def default_arena() -> Arena:
-    """Return the process's arena, made on first use: REALALLOC_SIZE (1GiB), _LIMIT, _MAX_ORDER, _HUGE_PAGES, _LOCK."""
+    """Return the process's arena, made on first use: REALALLOC_SIZE (1GiB), _LIMIT, _MAX_ORDER, _HUGE_PAGES, _LOCK,
+    _DECAY (seconds, or ``none``).
+    """
     with _default_lock:
         if not _default or _default[0].closed:
             environ = os.environ
             huge = environ.get("REALALLOC_HUGE_PAGES", "auto").lower()
+            decay = environ.get("REALALLOC_DECAY", str(DECAY_S)).lower()
             made = Arena(
                 environ.get("REALALLOC_SIZE", "1GiB"),
                 limit=environ.get("REALALLOC_LIMIT"),
                 max_order=int(environ.get("REALALLOC_MAX_ORDER", "10")),
                 huge_pages={"1": True, "true": True, "0": False, "false": False}.get(huge, huge),
                 lock=environ.get("REALALLOC_LOCK", "0"),
+                decay=None if decay == "none" else float(decay),
             )
             _default[:] = [made]
         return _default[0]

@@ -16,6 +16,7 @@ UNITS: Final = {"": 1, "B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, base in (("iB", 1024), ("B", 1000), ("", 1024))
 }
+MAX_DECAY_S: Final = 365 * 86400
 LIMIT: Final = 1 << 63
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
@@ -62,6 +63,17 @@ def as_gfp(value: Any) -> int:
     if number & ~ALL_FLAGS:
         raise ValueError(f"gfp has unknown bits: {hex(number & ~ALL_FLAGS)}")
     return number
+
+
+def as_decay_ns(value: Any) -> int:
+    """Return a decay time in ns, -1 for None: never. ValueError below 0 or above a year, TypeError for what is no number."""
+    if value is None:
+        return -1
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"decay must be seconds or None, not {type(value).__name__}")
+    if not 0 <= value <= MAX_DECAY_S:
+        raise ValueError(f"decay must be 0 to {MAX_DECAY_S} seconds, or None for never, not {value}")
+    return int(value * 1e9)
 
 
 def as_timeout(value: Any) -> float | None:

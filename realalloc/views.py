@@ -9,9 +9,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
+from realalloc.mm.residency import RES_COMMITTED, RES_METADATA, RES_PAGES, RES_STRAY, RES_WINDOW, RESIDENCY_WORDS
+from realalloc.mm.residency import residency as look_at_pages
 from realalloc.mm.sheaf import cached_objects
 from realalloc.sizes import as_int, format_bytes
 
@@ -34,7 +38,7 @@ class Stats(_Record):
     """Where an arena's memory is, in bytes unless named otherwise."""
 
     size: int
-    limit: int  # bytes of pages that may ever become resident
+    limit: int  # bytes of pages that may hold memory at one time
     metadata: int  # header, tables and memmap, reserved
     committed: int  # pages that may hold memory, metadata not counted
     peak_committed: int
@@ -47,6 +51,9 @@ class Stats(_Record):
     vmalloc: int
     vmalloc_lazy: int  # freed areas that are kept mapped
     cached: int  # freed objects and blocks that threads keep for themselves
+    empty_slabs: int  # slabs without objects, kept
+    free_resident: int  # free pages that may hold memory:  committed = allocated + free_resident
+    decayed: int  # went back to the system by decay so far
     live_objects: int
     live_blocks: int  # page blocks and large kmalloc
     live_areas: int
@@ -54,6 +61,18 @@ class Stats(_Record):
     lingering: int  # of them, those whose handle was freed while other views live
     page_allocs: int
     page_frees: int
+
+
+@dataclass(frozen=True, slots=True)
+class Residency(_Record):
+    """What the system says is resident, in bytes, beside the books: pages + window + untouched = committed + stray."""
+
+    metadata: int
+    pages: int  # of the zones
+    window: int  # of vmalloc's areas
+    committed: int  # may be resident, by the books
+    untouched: int  # committed, but not resident: nobody has written there
+    stray: int  # resident where the books have nothing: 0, unless somebody wrote into freed memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +256,38 @@ def _zone(words: Words, zone: int) -> list[int]:
 
 
 def zone_free_pages(words: Words, zone: int) -> int:
-    """Count free pages of a zone: listed, and behind the frontier."""
+    """Count pages of a zone that can be had: listed, and behind the frontier, as many as the limit admits."""
     z = _zone(words, zone)
-    return z[at.Z_FREE_PAGES] + z[at.Z_LIMIT_PFN] - z[at.Z_FRONTIER_PFN]
+    free = z[at.Z_FREE_PAGES] + z[at.Z_END_PFN] - z[at.Z_FRONTIER_PFN]
+    return free if zone == at.ZONE_DMA else max(0, min(free, limit_pages(words) - used_pages(words)))
+
+
+def limit_pages(words: Words) -> int:
+    """Return how many pages of the normal zone may hold memory."""
+    return int(words[at.H_LIMIT_PAGES]) - _locked_pages(words)
+
+
+def _locked_pages(words: Words) -> int:
+    return int(words[at.ZONES + at.Z_START_PFN]) - int(words[at.H_META_PAGES])
+
+
+def used_pages(words: Words) -> int:
+    """Return how many pages of the normal zone are allocated."""
+    return int(words[at.H_ALLOCATED_PAGES]) - _locked_pages(words) + _zone(words, at.ZONE_DMA)[at.Z_FREE_PAGES]
+
+
+def dirty_pages(words: Words) -> int:
+    """Return how many free pages of the normal zone may hold memory."""
+    return max(0, int(words[at.H_COMMITTED_PAGES]) - _locked_pages(words) - used_pages(words))
+
+
+def residency(words: Words) -> Residency:
+    """Ask the system about every page that was ever reached."""
+    out = np.zeros(RESIDENCY_WORDS, np.int64)
+    look_at_pages(words, out)
+    named = (RES_METADATA, RES_PAGES, RES_WINDOW, RES_COMMITTED, RES_STRAY)
+    metadata, pages, window, committed, stray = (int(out[word]) * PAGE for word in named)
+    return Residency(metadata, pages, window, committed, committed + stray - pages - window, stray)
 
 
 def free_blocks(words: Words, zone: int) -> list[int]:
@@ -247,7 +295,7 @@ def free_blocks(words: Words, zone: int) -> list[int]:
     z = _zone(words, zone)
     orders = int(words[at.H_MAX_ORDER]) + 1
     counts = z[at.Z_COUNTS : at.Z_COUNTS + orders]
-    pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_LIMIT_PFN]
+    pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_END_PFN]
     while pfn < limit:
         order = min(orders - 1, (pfn & -pfn).bit_length() - 1, (limit - pfn).bit_length() - 1)
         many = (limit - pfn) >> order if order == orders - 1 else 1
@@ -257,8 +305,9 @@ def free_blocks(words: Words, zone: int) -> list[int]:
 
 
 def largest_free(words: Words, zone: int) -> int:
-    """Return the bytes of the largest block that is free now, lists and frontier."""
-    return max((PAGE << order for order, count in enumerate(free_blocks(words, zone)) if count), default=0)
+    """Return the bytes of the largest block that can be had now, from lists and frontier, under the limit."""
+    most = zone_free_pages(words, zone)
+    return max((PAGE << k for k, count in enumerate(free_blocks(words, zone)) if count and 1 << k <= most), default=0)
 
 
 def kept_blocks(words: Words) -> list[int]:
@@ -273,13 +322,12 @@ def live_blocks(words: Words) -> int:
 
 def stats(words: Words, size: int) -> Stats:
     """Read the header and the caches."""
-    normal = _zone(words, at.ZONE_NORMAL)
     zones = range(int(words[at.H_NR_ZONES]))
     every = [cache_stats(words, c) for c in caches(words)]
     slab_pages = sum(s.slabs << s.order for s in every)
     return Stats(
         size=size,
-        limit=(normal[at.Z_LIMIT_PFN] - normal[at.Z_START_PFN]) * PAGE,
+        limit=limit_pages(words) * PAGE,
         metadata=int(words[at.H_META_PAGES]) * PAGE,
         committed=int(words[at.H_COMMITTED_PAGES]) * PAGE,
         peak_committed=int(words[at.H_PEAK_COMMITTED_PAGES]) * PAGE,
@@ -293,6 +341,9 @@ def stats(words: Words, size: int) -> Stats:
         vmalloc_lazy=int(words[at.H_VM_LAZY_PAGES]) * PAGE,
         cached=sum(cached_objects_of(words, c) * int(words[c + at.C_STRIDE_BYTES]) for c in caches(words))
         + sum(count * (PAGE << order) for order, count in enumerate(kept_blocks(words))),
+        empty_slabs=sum(s.empty_slabs << s.order for s in every) * PAGE,
+        free_resident=dirty_pages(words) * PAGE,
+        decayed=int(words[at.DECAY + at.Y_PURGED]) * PAGE,
         live_objects=sum(s.active_objects for s in every if s.name not in INTERNAL),
         live_blocks=live_blocks(words),
         live_areas=int(words[at.H_VM_AREAS]),
@@ -310,11 +361,12 @@ def shortage(words: Words, gfp: int) -> str:
         return "this arena has no locked zone; make it with Arena(..., lock=bytes)"
     z = _zone(words, zone)
     free = zone_free_pages(words, zone) * PAGE
-    most = (z[at.Z_LIMIT_PFN] - z[at.Z_START_PFN]) * PAGE
+    most = (limit_pages(words) if zone == at.ZONE_NORMAL else z[at.Z_END_PFN] - z[at.Z_START_PFN]) * PAGE
     if zone == at.ZONE_DMA:
         knob = "raise lock="
     else:
-        knob = "raise limit= or set_limit()" if z[at.Z_LIMIT_PFN] < z[at.Z_END_PFN] else "raise the arena's size"
+        bound = limit_pages(words) < z[at.Z_END_PFN] - z[at.Z_START_PFN]
+        knob = "raise limit= or set_limit()" if bound else "raise the arena's size"
     held = int(words[at.H_LEASES])
     return (
         f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}, largest block "

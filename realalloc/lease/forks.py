@@ -26,7 +26,7 @@ import numpy as np
 from realalloc.lease.capi import address_of_symbol, immortal, load_at, store_at, words_at
 from realalloc.mm.atomic import atomic_store, compare_and_swap
 from realalloc.mm.jit import Words, entry, kernel, native
-from realalloc.mm.layout import H_TOTAL_WORDS, WORD_BYTES
+from realalloc.mm.layout import DECAY, H_TOTAL_WORDS, WORD_BYTES, Y_SERVED
 from realalloc.mm.mempool_wait import after_fork
 from realalloc.mm.prim import sched_yield, set_thread_key
 from realalloc.mm.threads import forget_other_threads, freeze, thaw, thaw_in_child, thread_ends
@@ -35,18 +35,22 @@ T_BASES: Final = 0  # address of an array of bases
 T_WORDS: Final = H_TOTAL_WORDS  # how many words the table has, where an arena says it too
 T_LENGTH: Final = 2  # of the array
 T_LOCK: Final = 3
-TABLE_WORDS: Final = 4
+T_THREAD: Final = 4  # pthread_t of kswapd, 0 while it does not run (kswapd.py)
+T_STOP: Final = 5  # 1: it is to end; what it sleeps on
+T_GUARD: Final = 6  # 1 while it is started or stopped
+TABLE_WORDS: Final = 8
 FIRST_SLOTS: Final = 64
 
 _SYMBOL = "realalloc_forks"
-_table: Words = immortal(np.zeros(TABLE_WORDS, np.int64))
-_table[T_WORDS] = TABLE_WORDS
-llvmlite.binding.add_symbol(_SYMBOL, _table.ctypes.data)
+table: Words = immortal(np.zeros(TABLE_WORDS, np.int64))
+table[T_WORDS] = TABLE_WORDS
+llvmlite.binding.add_symbol(_SYMBOL, table.ctypes.data)
 
 
 @native(address_of_symbol(_SYMBOL))
-def _table_address() -> int:
-    return int(_table.ctypes.data)
+def table_address() -> int:
+    """Return where the table is."""
+    return int(table.ctypes.data)
 
 
 @entry
@@ -64,7 +68,8 @@ def release_table(words: Words) -> int:
 
 
 @kernel
-def _base(table: Words, k: int) -> int:
+def base_in(table: Words, k: int) -> int:
+    """Return an entry of the table: 0 or the address of an open arena."""
     return load_at(table[T_BASES] + k * WORD_BYTES)
 
 
@@ -74,7 +79,7 @@ def replace_base(words: Words, old: int, new: int) -> int:
     take_table(words)
     found = 0
     for k in range(words[T_LENGTH]):
-        if found == 0 and _base(words, k) == old:
+        if found == 0 and base_in(words, k) == old:
             store_at(words[T_BASES] + k * WORD_BYTES, new)
             found = 1
     release_table(words)
@@ -88,7 +93,7 @@ def set_bases(words: Words, array: int, length: int) -> int:
     longer = 1 if length > words[T_LENGTH] else 0
     if longer == 1:
         for k in range(words[T_LENGTH]):
-            store_at(array + k * WORD_BYTES, _base(words, k))
+            store_at(array + k * WORD_BYTES, base_in(words, k))
         words[T_BASES] = array
         words[T_LENGTH] = length
     release_table(words)
@@ -97,41 +102,43 @@ def set_bases(words: Words, array: int, length: int) -> int:
 
 def thread_exits(identity: int) -> None:
     """Give up the slots of the thread that ends."""
-    table = words_at(_table_address())
+    table = words_at(table_address())
     take_table(table)
     for k in range(table[T_LENGTH]):
-        if _base(table, k) != 0:
-            thread_ends(words_at(_base(table, k)), identity)
+        if base_in(table, k) != 0:
+            thread_ends(words_at(base_in(table, k)), identity)
     release_table(table)
 
 
 def prepare() -> None:
     """Take the table's lock and that of every open arena."""
-    table = words_at(_table_address())
+    table = words_at(table_address())
     take_table(table)
     for k in range(table[T_LENGTH]):
-        if _base(table, k) != 0:
-            freeze(words_at(_base(table, k)))
+        if base_in(table, k) != 0:
+            freeze(words_at(base_in(table, k)))
 
 
 def in_parent() -> None:
     """Release them."""
-    table = words_at(_table_address())
+    table = words_at(table_address())
     for k in range(table[T_LENGTH]):
-        if _base(table, k) != 0:
-            thaw(words_at(_base(table, k)))
+        if base_in(table, k) != 0:
+            thaw(words_at(base_in(table, k)))
     release_table(table)
 
 
 def in_child() -> None:
-    """Release them, and forget the other threads, waiting or not: they do not exist here."""
-    table = words_at(_table_address())
+    """Release them, and forget the other threads, waiting or not, kswapd too: they do not exist here."""
+    table = words_at(table_address())
+    table[T_THREAD] = table[T_STOP] = table[T_GUARD] = 0
     for k in range(table[T_LENGTH]):
-        if _base(table, k) != 0:
-            words = words_at(_base(table, k))
+        if base_in(table, k) != 0:
+            words = words_at(base_in(table, k))
             thaw_in_child(words)
             after_fork(words)
             forget_other_threads(words)
+            words[DECAY + Y_SERVED] = 0
     release_table(table)
 
 
@@ -164,11 +171,11 @@ def register(handlers: list[int], destructor: int) -> None:
 
 def watch(base: int) -> None:
     """Hold the lock of the arena at ``base`` across every fork from now on, and hear of its threads' ends."""
-    while replace_base(_table, 0, base) == 0:
-        grown = immortal((ctypes.c_int64 * max(FIRST_SLOTS, 2 * int(_table[T_LENGTH])))())
-        set_bases(_table, ctypes.addressof(grown), len(grown))
+    while replace_base(table, 0, base) == 0:
+        grown = immortal((ctypes.c_int64 * max(FIRST_SLOTS, 2 * int(table[T_LENGTH])))())
+        set_bases(table, ctypes.addressof(grown), len(grown))
 
 
 def ignore(base: int) -> None:
     """Forget an arena that closes."""
-    replace_base(_table, base, 0)
+    replace_base(table, base, 0)

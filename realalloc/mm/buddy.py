@@ -7,13 +7,15 @@
 3. Pages in ``[frontier, end)`` are free without being on a list: their struct pages are zero and not resident. When no
    list can serve, the frontier moves up by one aligned block. So a 1 TiB arena costs what it uses.
 
-Invariant, per zone:     start + listed free pages + allocated pages = frontier <= limit <= end
+Invariant, per zone:     start + listed free pages + allocated pages = frontier <= end
 """
 
 from __future__ import annotations
 
-from realalloc.mm.atomic import address_of, lock, unlock
+from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.backlog import account_freed
 from realalloc.mm.bits import ctz
+from realalloc.mm.commit import MIN_RUN_ORDER, commit_locked, dirty_pages, drop_locked, is_huge
 from realalloc.mm.freelist import count_list, first, push_back, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -23,16 +25,16 @@ from realalloc.mm.layout import (
     BAD_PAGE_STATE,
     BAD_PAGE_SUM,
     BAD_UNMERGED,
-    EINVAL,
+    DECAY,
     ENOMEM,
     H_ALLOCATED_PAGES,
     H_COMMITTED_PAGES,
-    H_HUGE,
+    H_LIMIT_PAGES,
     H_MAX_ORDER,
     H_NR_ZONES,
     H_PEAK_ALLOCATED_PAGES,
-    HUGE_AUTO,
     HUGE_ORDER,
+    HUGE_PAGES,
     KIND_FREE,
     KIND_MASK,
     KIND_NONE,
@@ -41,11 +43,10 @@ from realalloc.mm.layout import (
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
-    PAGE_BYTES,
-    PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
     PG_INFO,
     PG_LINK,
+    Y_NS,
     Z_ALLOCS,
     Z_COUNTS,
     Z_END_PFN,
@@ -53,9 +54,9 @@ from realalloc.mm.layout import (
     Z_FREES,
     Z_FRONTIER_PFN,
     Z_HEADS,
-    Z_LIMIT_PFN,
     Z_START_PFN,
     ZONE_MASK,
+    ZONE_NORMAL,
     ZONE_SHIFT,
 )
 from realalloc.mm.pages import (
@@ -69,7 +70,6 @@ from realalloc.mm.pages import (
     zone_at,
     zone_of,
 )
-from realalloc.mm.prim import MADV_HUGEPAGE, madvise
 
 
 @kernel
@@ -105,7 +105,9 @@ def is_free_block(words: Words, zone: int, pfn: int, order: int) -> int:
 
 @entry
 def insert_free_locked(words: Words, zone: int, pfn: int, order: int) -> int:
-    """Put a block on the free lists, merged as far as it goes. Page counters are the caller's."""
+    """Put a block on the free lists, merged as far as it goes; return pfn << 8 | order of what became of it. Page counters are
+    the caller's.
+    """
     max_order = words[H_MAX_ORDER]
     while order < max_order:
         buddy = pfn ^ (1 << order)
@@ -118,15 +120,14 @@ def insert_free_locked(words: Words, zone: int, pfn: int, order: int) -> int:
     if order < max_order - 1:  # likely to merge soon: keep it off the front (kernel: buddy_merge_likely)
         at_end = is_free_block(words, zone, (pfn & ~(1 << order)) ^ (1 << (order + 1)), order + 1)
     _list_add(words, zone, pfn, order, at_end)
-    return OK
+    return pfn << 8 | order
 
 
-@entry
-def grow(words: Words, zone: int) -> int:
-    """Move the frontier up by the largest aligned block that fits; return its pages, 0 at the limit."""
+@kernel
+def _grow_once(words: Words, zone: int) -> int:
     z = zone_at(zone)
     pfn = words[z + Z_FRONTIER_PFN]
-    left = words[z + Z_LIMIT_PFN] - pfn
+    left = words[z + Z_END_PFN] - pfn
     if left <= 0:
         return 0
     order = min(words[H_MAX_ORDER], ctz(pfn))
@@ -136,6 +137,18 @@ def grow(words: Words, zone: int) -> int:
     words[z + Z_FREE_PAGES] += 1 << order
     insert_free_locked(words, zone, pfn, order)
     return 1 << order
+
+
+@entry
+def grow(words: Words, zone: int) -> int:
+    """Move the frontier up by the largest aligned block that fits, and on to the end of a huge unit; return the pages, 0 at
+    the zone's end.
+    """
+    pages = _grow_once(words, zone)
+    frontier = zone_at(zone) + Z_FRONTIER_PFN
+    while pages != 0 and words[frontier] & (HUGE_PAGES - 1) != 0 and is_huge(words, words[frontier] >> HUGE_ORDER) == 1:
+        pages += _grow_once(words, zone)
+    return pages
 
 
 @kernel
@@ -155,8 +168,8 @@ def account_allocated(words: Words, pages: int) -> None:
     words[H_PEAK_ALLOCATED_PAGES] = max(words[H_PEAK_ALLOCATED_PAGES], allocated)
 
 
-@kernel
-def _take(words: Words, zone: int, order: int) -> int:
+@entry
+def take_block_locked(words: Words, zone: int, order: int) -> int:
     """Take a block off the lists and split it down to ``order``; return its pfn or 0."""
     found = _find_order(words, zone, order)
     while found < 0:
@@ -176,8 +189,13 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     """Allocate a block of one kind; return its pfn or ENOMEM. ``zero`` asks for pages that read as zero."""
     if order > words[H_MAX_ORDER]:
         return ENOMEM
-    pfn = _take(words, zone, order)
+    pfn = take_block_locked(words, zone, order)
     if pfn == 0:
+        return ENOMEM
+    if zero != 0:
+        zero_pages(words, pfn, 1 << order)
+    if commit_locked(words, pfn, 1 << order, order) != OK:
+        insert_free_locked(words, zone, pfn, order)
         return ENOMEM
     z = zone_at(zone)
     words[z + Z_FREE_PAGES] -= 1 << order
@@ -185,11 +203,15 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     words[page_at(pfn) + PG_INFO] = kind | order << ORDER_SHIFT | zone << ZONE_SHIFT
     words[page_at(pfn) + PG_LINK] = 0
     account_allocated(words, 1 << order)
-    if zero != 0:
-        zero_pages(words, pfn, 1 << order)
-    if set_resident_locked(words, pfn, 1 << order) != 0 and order >= HUGE_ORDER and words[H_HUGE] == HUGE_AUTO:
-        madvise(address_of(words) + (pfn << PAGE_SHIFT), PAGE_BYTES << order, MADV_HUGEPAGE)
     return pfn
+
+
+@kernel
+def _put_back(words: Words, zone: int, pfn: int, order: int) -> None:
+    """Put freed pages on the lists; without decay, the memory of what they have merged to goes back at once."""
+    merged = insert_free_locked(words, zone, pfn, order)
+    if words[DECAY + Y_NS] == 0 and merged & 0xFF >= MIN_RUN_ORDER and zone == ZONE_NORMAL:
+        drop_locked(words, merged >> 8, 1 << (merged & 0xFF), 0)
 
 
 @entry
@@ -204,56 +226,56 @@ def free_block_locked(words: Words, pfn: int) -> int:
     words[z + Z_FREE_PAGES] += 1 << order
     words[z + Z_FREES] += 1
     words[H_ALLOCATED_PAGES] -= 1 << order
-    insert_free_locked(words, zone, pfn, order)
+    _put_back(words, zone, pfn, order)
+    account_freed(words, 1 << order)
     return OK
 
 
 @entry
-def free_span_locked(words: Words, zone: int, pfn: int, pages: int) -> int:
-    """Return any contiguous pages to the free lists, as the largest aligned blocks. Counters are updated."""
-    words[zone_at(zone) + Z_FREE_PAGES] += pages
-    words[H_ALLOCATED_PAGES] -= pages
+def insert_span_locked(words: Words, zone: int, pfn: int, pages: int) -> int:
+    """Put any contiguous pages on the free lists, as the largest aligned blocks. Page counters are the caller's."""
     end = pfn + pages
     while pfn < end:
         order = min(words[H_MAX_ORDER], ctz(pfn))
         while pfn + (1 << order) > end:
             order -= 1
-        insert_free_locked(words, zone, pfn, order)
+        _put_back(words, zone, pfn, order)
         pfn += 1 << order
     return OK
 
 
 @entry
-def reach_all(words: Words, zone: int) -> int:
-    """Move the frontier to the limit and mark every page of the zone resident: they have been made so; return the pages."""
+def free_span_locked(words: Words, zone: int, pfn: int, pages: int) -> int:
+    """Free any contiguous pages."""
+    words[zone_at(zone) + Z_FREE_PAGES] += pages
+    words[H_ALLOCATED_PAGES] -= pages
+    insert_span_locked(words, zone, pfn, pages)
+    account_freed(words, pages)
+    return OK
+
+
+@entry
+def reach(words: Words, zone: int, pages: int) -> int:
+    """Move the frontier over the first ``pages`` pages of a fresh zone and mark them resident: they have been made so."""
     lock(words)
-    while grow(words, zone) != 0:
-        pass
     z = zone_at(zone)
-    pages = words[z + Z_FRONTIER_PFN] - words[z + Z_START_PFN]
+    while words[z + Z_FRONTIER_PFN] - words[z + Z_START_PFN] < pages:
+        grow(words, zone)
     set_resident_locked(words, words[z + Z_START_PFN], pages)
     unlock(words)
     return pages
 
 
-@entry
-def set_limit(words: Words, zone: int, limit_pfn: int) -> int:
-    """Move the pfn that the frontier may not pass; EINVAL if it already did, or if there is no such page."""
-    z = zone_at(zone)
-    result = EINVAL
-    lock(words)
-    if words[z + Z_FRONTIER_PFN] <= limit_pfn <= words[z + Z_END_PFN]:
-        words[z + Z_LIMIT_PFN] = limit_pfn
-        result = OK
-    unlock(words)
-    return result
-
-
 @kernel
 def free_pages_total(words: Words, zone: int) -> int:
-    """Count free pages of a zone: listed, and behind the frontier."""
+    """Count pages of a zone that can be had: listed ones and those behind the frontier, in the normal one no more than the
+    limit admits.
+    """
     z = zone_at(zone)
-    return words[z + Z_FREE_PAGES] + words[z + Z_LIMIT_PFN] - words[z + Z_FRONTIER_PFN]
+    free = words[z + Z_FREE_PAGES] + words[z + Z_END_PFN] - words[z + Z_FRONTIER_PFN]
+    if zone != ZONE_NORMAL:
+        return free
+    return max(0, min(free, words[H_LIMIT_PAGES] - words[H_COMMITTED_PAGES] + dirty_pages(words)))
 
 
 @kernel
@@ -303,7 +325,7 @@ def _validate_blocks(words: Words, zone: int) -> int:
         pfn += pages
     if pfn != words[z + Z_FRONTIER_PFN] or free != words[z + Z_FREE_PAGES]:
         return BAD_PAGE_SUM
-    if not words[z + Z_FRONTIER_PFN] <= words[z + Z_LIMIT_PFN] <= words[z + Z_END_PFN]:
+    if words[z + Z_FRONTIER_PFN] > words[z + Z_END_PFN]:
         return BAD_PAGE_SUM
     return allocated
 
@@ -326,7 +348,7 @@ def validate_buddy(words: Words) -> int:
             allocated += found
     if status == OK and allocated != words[H_ALLOCATED_PAGES]:
         status = BAD_PAGE_SUM
-    if status == OK and resident != words[H_COMMITTED_PAGES]:
+    if status == OK and (resident != words[H_COMMITTED_PAGES] or resident > words[H_LIMIT_PAGES]):
         status = BAD_COMMITTED
     unlock(words)
     return status

@@ -96,6 +96,8 @@ H_NR_RECORDS: Final = 38
 H_SHEAF_CACHE: Final = 39  # word index of the cache that serves sheaves
 H_NR_SLOTS: Final = 40  # slots that threads have
 H_FARTHEST: Final = 41  # how many places behind its near one a thread has to look for its slot
+H_LIMIT_PAGES: Final = 42  # H_COMMITTED_PAGES may not pass it
+H_HUGEMAP: Final = 43  # word index of the map of huge units, one bit a unit of 2 MiB
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
@@ -106,6 +108,7 @@ HUGE_NEVER: Final = 0
 HUGE_AUTO: Final = 1
 HUGE_ALWAYS: Final = 2
 HUGE_ORDER: Final = 9  # 2 MiB
+HUGE_PAGES: Final = 1 << HUGE_ORDER  # of a unit
 
 # -- zones ----------------------------------------------------------------------------------------------------------
 ZONE_NORMAL: Final = 0
@@ -115,13 +118,29 @@ ZONE_WORDS: Final = 64
 Z_START_PFN: Final = 0
 Z_END_PFN: Final = 1
 Z_FRONTIER_PFN: Final = 2  # pages behind it were never reached; implicitly free
-Z_LIMIT_PFN: Final = 3  # the frontier may not pass it
 Z_FREE_PAGES: Final = 4  # pages on the free lists:  start + listed free + allocated = frontier
 Z_ALLOCS: Final = 5
 Z_FREES: Final = 6
 Z_HEADS: Final = 16  # list heads by order
 Z_COUNTS: Final = 40  # blocks on each list
 MAX_MAX_ORDER: Final = 18
+
+# -- decay of free pages that hold memory ---------------------------------------------------------------------------
+DECAY: Final = ZONES + 2 * ZONE_WORDS  # word index of its state
+Y_NS: Final = 0  # how long freed memory is kept; 0: goes back at once, < 0: is kept for ever
+Y_EPOCH_NS: Final = 1  # when the present epoch began
+Y_EPOCHS: Final = 2  # epochs that ended so far: what freed areas are stamped with
+Y_KEPT: Final = 3  # purgeable pages at the end of the last epoch
+Y_WANTED: Final = 4  # 1 if kswapd is to serve this arena
+Y_SERVED: Final = 5  # 1 while it does
+Y_PURGED: Final = 7  # pages that decay gave back
+Y_FREED: Final = 8  # pages freed since the clock was last looked at, where kswapd does not serve
+Y_DRAINED: Final = 9  # epoch of the last drain of what threads keep
+Y_STUCK: Final = 10  # purgeable pages that purging could not give back since then
+Y_PENDING: Final = 11  # pages that kswapd still has to give back
+Y_BACKLOG: Final = 16  # purgeable pages that came in each of the last epochs, the youngest first
+DECAY_EPOCHS: Final = 16
+DECAY_WORDS: Final = Y_BACKLOG + DECAY_EPOCHS
 
 # -- kmalloc class table --------------------------------------------------------------------------------------------
 KMALLOC_SIZES: Final = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
@@ -269,6 +288,7 @@ V_PAGES: Final = 2
 V_FIRST: Final = 3  # pfn of the first block; blocks are chained by PG_LINK
 V_BYTES: Final = 4  # size asked for
 V_TAG: Final = 5  # in the last granule of an area: its granules, so that the area behind can find this one
+V_STAMP: Final = 6  # epoch in which a lazily kept area was freed
 AREA_KIND_MASK: Final = 15
 AREA_GRANULES_SHIFT: Final = 4
 AREA_NONE: Final = 0
@@ -378,10 +398,10 @@ GFP_WAIT_BIT: Final = 0x400  # __GFP_DIRECT_RECLAIM: who is refused will wait
 LIST_PREV_MASK: Final = 0xFFFFFFFF
 
 # Relations that the code above and below relies on.
-assert ZONES + 2 * ZONE_WORDS <= KMALLOC_TABLE
+assert DECAY + DECAY_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_SHEAF_CACHE < ZONES
+assert H_HUGEMAP < ZONES
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
 assert KMALLOC_TABLE + KMALLOC_TABLE_WORDS <= SHEAF_OWNERS
@@ -407,6 +427,7 @@ class Plan(NamedTuple):
     max_caches: int
     caches: int
     resmap: int
+    hugemap: int
     vmap: int
     meta_pages: int
     dma_end_pfn: int
@@ -419,6 +440,10 @@ class Plan(NamedTuple):
     def align_bytes(self) -> int:
         """Alignment that the range needs, so that every block is aligned to its size."""
         return PAGE_BYTES << max(self.max_order, HUGE_ORDER)
+
+
+def _bit(index: int) -> int:
+    return (1 << index) - (1 << 64 if index == 63 else 0)
 
 
 def _pages(nbytes: int) -> int:
@@ -434,22 +459,22 @@ def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | Non
     granules = max(64, WINDOW_FACTOR * end_pfn // GRANULE_PAGES)
     caches = MEMMAP + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES) * PAGE_WORDS
     resmap = caches + _pages(max_caches * CACHE_WORDS * WORD_BYTES) * PAGE_WORDS
-    vmap = resmap + _pages(end_pfn // 8 + 1) * PAGE_WORDS
+    hugemap = resmap + (end_pfn >> 6) + 1  # a five hundredth of the resident map: it ends that one's last page
+    vmap = resmap + _pages((hugemap - resmap + (end_pfn >> HUGE_ORDER + 6) + 1) * WORD_BYTES) * PAGE_WORDS
     meta_pages = vmap // PAGE_WORDS + _pages(granules * AREA_WORDS * WORD_BYTES)
     dma_end = meta_pages + _pages(dma_bytes)
     limit_pages = end_pfn if limit_bytes is None else limit_bytes >> PAGE_SHIFT
     return Plan(
-        end_pfn, max_order, max_caches, caches, resmap, vmap, meta_pages, dma_end, limit_pages,
+        end_pfn, max_order, max_caches, caches, resmap, hugemap, vmap, meta_pages, dma_end, limit_pages,
         window_start, granules, window_start + granules * GRANULE_BYTES,
     )  # fmt: skip
 
 
-def _format_zone(words: Words, zone: int, start_pfn: int, end_pfn: int, limit_pfn: int) -> None:
+def _format_zone(words: Words, zone: int, start_pfn: int, end_pfn: int) -> None:
     at = ZONES + zone * ZONE_WORDS
     words[at + Z_START_PFN] = start_pfn
     words[at + Z_END_PFN] = end_pfn
     words[at + Z_FRONTIER_PFN] = start_pfn
-    words[at + Z_LIMIT_PFN] = limit_pfn
 
 
 def format_words(words: Words, made: Plan, huge: int) -> None:
@@ -459,6 +484,7 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     words[H_MAX_ORDER] = made.max_order
     words[H_CACHES] = made.caches
     words[H_RESMAP] = made.resmap
+    words[H_HUGEMAP] = made.hugemap
     words[H_MAX_CACHES] = made.max_caches
     words[H_VMAP] = made.vmap
     words[H_VM_START_BYTES] = made.window_start_bytes
@@ -467,9 +493,15 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     words[H_META_PAGES] = made.meta_pages
     words[H_HUGE] = huge
     words[H_NR_ZONES] = 2 if made.dma_end_pfn > made.meta_pages else 1
-    limit = min(made.end_pfn, made.dma_end_pfn + made.limit_pages)
-    _format_zone(words, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn, limit)
-    _format_zone(words, ZONE_DMA, made.meta_pages, made.dma_end_pfn, made.dma_end_pfn)
+    words[H_LIMIT_PAGES] = made.dma_end_pfn - made.meta_pages + min(made.limit_pages, made.end_pfn - made.dma_end_pfn)
+    words[DECAY + Y_NS] = -1
+    _format_zone(words, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn)
+    _format_zone(words, ZONE_DMA, made.meta_pages, made.dma_end_pfn)
+    if huge == HUGE_ALWAYS:  # the map says what differs: units that are not whole pages of zone NORMAL
+        for unit in range((made.dma_end_pfn + HUGE_PAGES - 1) >> HUGE_ORDER):
+            words[made.hugemap + (unit >> 6)] |= _bit(unit & 63)
+        for unit in range(made.end_pfn >> HUGE_ORDER, (made.end_pfn + HUGE_PAGES - 1) >> HUGE_ORDER):
+            words[made.hugemap + (unit >> 6)] |= _bit(unit & 63)
     for at in range(NULL_RECORD, NULL_RECORD + RECORD_WORDS, SHEAF_DESC_WORDS):
         words[at + D_TOP] = words[at + D_PUT] = words[at + D_PUT_END] = H_ZERO
         words[at + D_BASE] = words[at + D_PUT_BASE] = H_ZERO + 1

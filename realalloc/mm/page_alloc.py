@@ -13,11 +13,15 @@ from realalloc.mm.buddy import (
     account_allocated,
     alloc_block_locked,
     free_block_locked,
+    free_pages_total,
     free_span_locked,
     grow,
+    insert_span_locked,
     is_free_block,
     list_remove,
+    take_block_locked,
 )
+from realalloc.mm.commit import commit_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     EINVAL,
@@ -40,17 +44,17 @@ from realalloc.mm.layout import (
     PG_LINK,
     PG_MAP0,
     Z_ALLOCS,
+    Z_END_PFN,
     Z_FREE_PAGES,
     Z_FREES,
     Z_FRONTIER_PFN,
-    Z_LIMIT_PFN,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_MASK,
     ZONE_NORMAL,
     ZONE_SHIFT,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, set_resident_locked, zero_pages, zone_at
+from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_pages, zone_at
 from realalloc.mm.pcp import fetch_block_locked, keep_block_locked, pop_block_slow, push_block
 from realalloc.mm.reclaim import reclaim_locked
 
@@ -85,9 +89,32 @@ def _find_run(words: Words, zone: int, pages: int) -> int:
         begin = pfn + step
     elif begin < 0:
         begin = pfn
-    if words[z + Z_LIMIT_PFN] - begin < pages:  # said before the frontier moves: memmap is only touched for a run
+    if words[z + Z_END_PFN] - begin < pages:  # said before the frontier moves: memmap is only touched for a run
         return 0
     while words[z + Z_FRONTIER_PFN] - begin < pages:  # the run ends at the frontier, or begins there
+        grow(words, zone)
+    return begin
+
+
+@kernel
+def _find_run_anywhere(words: Words, zone: int, pages: int) -> int:
+    """Find free contiguous pages that begin with any block, in a walk over the zone; return the first pfn or 0."""
+    z = zone_at(zone)
+    begin = -1
+    pfn = words[z + Z_START_PFN]
+    while pfn < words[z + Z_FRONTIER_PFN]:
+        if kind_of(words, pfn) == KIND_FREE:
+            begin = pfn if begin < 0 else begin
+            pfn += 1 << order_at(words, pfn)
+            if pfn - begin >= pages:
+                return begin
+        else:
+            begin = -1
+            pfn += pages_at(words, pfn)
+    begin = pfn if begin < 0 else begin
+    if words[z + Z_END_PFN] - begin < pages:
+        return 0
+    while words[z + Z_FRONTIER_PFN] - begin < pages:
         grow(words, zone)
     return begin
 
@@ -101,10 +128,24 @@ def _claim(words: Words, zone: int, pfn: int, pages: int) -> None:
         order = words[page_at(at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
         list_remove(words, zone, at, order)
         at += 1 << order
-    z = zone_at(zone)
-    words[z + Z_FREE_PAGES] -= at - pfn
-    account_allocated(words, at - pfn)
-    free_span_locked(words, zone, end, at - end)
+    insert_span_locked(words, zone, end, at - end)
+
+
+@kernel
+def _take_run(words: Words, zone: int, pages: int) -> int:
+    """Take contiguous pages off the free lists; return the first pfn or 0."""
+    order = order_of_pages(pages)
+    if order <= words[H_MAX_ORDER]:  # alloc_pages_exact: the tail of a block goes back
+        pfn = take_block_locked(words, zone, order)
+        if pfn != 0:
+            insert_span_locked(words, zone, pfn + pages, (1 << order) - pages)
+            return pfn
+    pfn = _find_run(words, zone, pages) if order > words[H_MAX_ORDER] else 0
+    if pfn == 0:
+        pfn = _find_run_anywhere(words, zone, pages)
+    if pfn != 0:
+        _claim(words, zone, pfn, pages)
+    return pfn
 
 
 @entry
@@ -112,21 +153,19 @@ def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
     """Allocate any number of contiguous pages; return the first pfn or ENOMEM (kernel: alloc_contig_pages)."""
     if pages <= 0:
         return EINVAL
-    order = order_of_pages(pages)
-    if order <= words[H_MAX_ORDER]:  # alloc_pages_exact: the tail of a block goes back
-        pfn = alloc_block_locked(words, zone, order, KIND_RUN, zero)
-        if pfn < 0:
-            return pfn
-        free_span_locked(words, zone, pfn + pages, (1 << order) - pages)
-    else:
-        pfn = _find_run(words, zone, pages)
-        if pfn == 0:
-            return ENOMEM
-        _claim(words, zone, pfn, pages)
-        words[zone_at(zone) + Z_ALLOCS] += 1
-        if zero != 0:
-            zero_pages(words, pfn, pages)
-        set_resident_locked(words, pfn, pages)
+    if pages > free_pages_total(words, zone):
+        return ENOMEM
+    pfn = _take_run(words, zone, pages)
+    if pfn == 0:
+        return ENOMEM
+    if zero != 0:
+        zero_pages(words, pfn, pages)
+    if commit_locked(words, pfn, pages, -1) != OK:
+        insert_span_locked(words, zone, pfn, pages)
+        return ENOMEM
+    words[zone_at(zone) + Z_FREE_PAGES] -= pages
+    words[zone_at(zone) + Z_ALLOCS] += 1
+    account_allocated(words, pages)
     page = page_at(pfn)
     words[page + PG_INFO] = KIND_RUN | zone << ZONE_SHIFT
     words[page + PG_LINK] = 0

@@ -6,6 +6,7 @@ pre: addresses and lengths are page multiples inside the arena's range. Each ret
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import time
@@ -32,6 +33,11 @@ CLOCK_MONOTONIC = 1
 SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}.get(platform.machine(), 324)
 MEMBARRIER_PRIVATE_EXPEDITED = 1 << 3
 MEMBARRIER_REGISTER_PRIVATE_EXPEDITED = 1 << 4
+PTHREAD_ATTR_BYTES = 64
+SIGSET_BYTES = 128
+SIG_BLOCK = 0
+SIG_SETMASK = 2
+THREAD_STACK_BYTES = 256 << 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mremap.restype = ctypes.c_ssize_t
@@ -95,6 +101,10 @@ def _emit_thread_watch(_context: Any, builder: Any, _signature: Any, args: Any) 
 
 def _emit_madvise(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return _call(builder, "madvise", _I32, [_I64, _I64, _I32], list(args))
+
+
+def _emit_mincore(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return _call(builder, "mincore", _I32, [_I64, _I64, _I64], list(args))
 
 
 def _emit_move(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -173,6 +183,42 @@ def _emit_membarrier(_context: Any, builder: Any, _signature: Any, args: Any) ->
     return _call(builder, "syscall", _I64, [_I64, _I64, _I64, _I64], given)
 
 
+def _emit_thread_start(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    with builder.goto_entry_block():
+        sizes = (PTHREAD_ATTR_BYTES, SIGSET_BYTES, SIGSET_BYTES, 8)
+        attr, every, before, made = (
+            builder.ptrtoint(builder.alloca(ir.ArrayType(ir.IntType(64), (size + 7) // 8)), _I64) for size in sizes
+        )
+    _call(builder, "sigfillset", _I32, [_I64], [every])
+    _call(builder, "pthread_sigmask", _I32, [_I32, _I64, _I64], [_constant(SIG_BLOCK), every, before])
+    _call(builder, "pthread_attr_init", _I32, [_I64], [attr])
+    _call(builder, "pthread_attr_setstacksize", _I32, [_I64, _I64], [attr, _constant(THREAD_STACK_BYTES)])
+    status = _call(builder, "pthread_create", _I32, [_I64] * 4, [made, attr, args[0], _constant(0)])
+    _call(builder, "pthread_attr_destroy", _I32, [_I64], [attr])
+    _call(builder, "pthread_sigmask", _I32, [_I32, _I64, _I64], [_constant(SIG_SETMASK), before, _constant(0)])
+    failed = builder.icmp_signed("!=", status, _constant(0))
+    identity = builder.load(builder.inttoptr(made, _I64.as_pointer()))
+    return builder.select(failed, builder.neg(status), identity)
+
+
+def _emit_thread_join(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return _call(builder, "pthread_join", _I32, [_I64, _I64], [args[0], _constant(0)])
+
+
+@native(_emit_thread_start)
+def thread_start(function: int) -> int:
+    """Start a thread of machine code at ``function`` that no signal is delivered to; its pthread_t, or a negative errno.
+    Without machine code there is nothing that could run.
+    """
+    return -errno.ENOSYS + 0 * function
+
+
+@native(_emit_thread_join)
+def thread_join(identity: int) -> int:
+    """Wait until such a thread has ended."""
+    return 0 * identity
+
+
 @native(_emit_membarrier)
 def membarrier(command: int) -> int:
     """Make every running thread of this process execute a full memory barrier (membarrier(2))."""
@@ -196,6 +242,14 @@ def thread_watch(identity: int) -> int:
 def madvise(address: int, length: int, advice: int) -> int:
     """madvise(2)."""
     return _twin(_libc.madvise(ctypes.c_void_p(int(address)), ctypes.c_size_t(int(length)), int(advice)))
+
+
+@native(_emit_mincore)
+def mincore(address: int, length: int, vector: int) -> int:
+    """Write a byte for each page at ``vector``, odd if the page is resident (mincore(2))."""
+    return _twin(
+        _libc.mincore(ctypes.c_void_p(int(address)), ctypes.c_size_t(int(length)), ctypes.c_void_p(int(vector)))
+    )
 
 
 @native(_emit_move)

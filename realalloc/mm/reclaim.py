@@ -10,18 +10,15 @@ from __future__ import annotations
 from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import ctz
 from realalloc.mm.buddy import list_remove
+from realalloc.mm.commit import drop_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
     H_CACHES,
-    H_HUGE,
     H_MAX_ORDER,
     H_NR_RECORDS,
     H_VM_LAZY_PAGES,
-    HUGE_AUTO,
-    HUGE_ORDER,
     KIND_FREE,
-    OK,
     PAGE_SHIFT,
     PAGE_WORDS,
     SHEAF_BLOCKS,
@@ -31,9 +28,7 @@ from realalloc.mm.layout import (
     Z_START_PFN,
 )
 from realalloc.mm.pages import (
-    clear_resident_locked,
     count_resident,
-    is_resident,
     kind_of,
     order_at,
     page_at,
@@ -41,13 +36,12 @@ from realalloc.mm.pages import (
     zone_at,
 )
 from realalloc.mm.pcp import drain_blocks_locked
-from realalloc.mm.prim import MADV_DONTNEED, MADV_NOHUGEPAGE, madvise
+from realalloc.mm.prim import MADV_DONTNEED, madvise
 from realalloc.mm.sheaf import cached_objects_locked, drain_cache_locked
 from realalloc.mm.threads import let_in_locked, lock_out_locked, release_records_locked
 from realalloc.mm.vmalloc import purge_lazy_locked
 
 TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held
-HUGE_PAGES = 1 << HUGE_ORDER
 
 
 @entry
@@ -84,25 +78,6 @@ def reclaim(words: Words) -> int:
     return pages
 
 
-@kernel
-def _drop(words: Words, pfn: int, pages: int) -> int:
-    """Give the memory of free pages back, run by run of resident ones; return how many pages that were."""
-    base = address_of(words)
-    if words[H_HUGE] == HUGE_AUTO and pages >= HUGE_PAGES:
-        madvise(base + (pfn << PAGE_SHIFT), pages << PAGE_SHIFT, MADV_NOHUGEPAGE)
-    end = pfn + pages
-    dropped = 0
-    while pfn < end:
-        begin = pfn
-        while pfn < end and is_resident(words, pfn) == 1:
-            pfn += 1
-        if pfn > begin and madvise(base + (begin << PAGE_SHIFT), (pfn - begin) << PAGE_SHIFT, MADV_DONTNEED) == OK:
-            dropped += clear_resident_locked(words, begin, pfn - begin)
-        while pfn < end and is_resident(words, pfn) == 0:
-            pfn += 1
-    return dropped
-
-
 @entry
 def trim_span(words: Words, zone: int, pfn: int, out: Words) -> int:
     """Give back the memory of free pages behind ``pfn``, a bounded stretch of them. ``out[0]`` counts pages given back;
@@ -117,7 +92,7 @@ def trim_span(words: Words, zone: int, pfn: int, out: Words) -> int:
         while pfn < stop and kind_of(words, pfn) == KIND_FREE:
             pfn += 1 << order_at(words, pfn)
         if pfn > begin:
-            out[0] += _drop(words, begin, pfn - begin)
+            out[0] += drop_locked(words, begin, pfn - begin, 1)
         else:  # the stretch may begin inside a block, whose pages are stepped over one by one
             pfn += pages_at(words, pfn)
     result = pfn if pfn < end else 0

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import order_of_pages
-from realalloc.mm.buddy import account_allocated, grow, is_free_block, list_remove
+from realalloc.mm.buddy import account_allocated, grow, insert_span_locked, is_free_block, list_remove
+from realalloc.mm.commit import commit_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import ksize_locked
 from realalloc.mm.layout import (
@@ -47,7 +48,7 @@ from realalloc.mm.layout import (
     Z_FRONTIER_PFN,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, set_resident_locked, zone_at, zone_of
+from realalloc.mm.pages import kind_of, order_at, page_at, zone_at, zone_of
 from realalloc.mm.pcp import block_info
 from realalloc.mm.prim import forget
 from realalloc.mm.reclaim import reclaim_locked
@@ -80,9 +81,11 @@ def _grow_block_locked(words: Words, pfn: int, order: int) -> int:
     for k in range(have, order):
         list_remove(words, ZONE_NORMAL, pfn + (1 << k), k)
     more = (1 << order) - (1 << have)
+    if commit_locked(words, pfn + (1 << have), more, -1) != OK:
+        insert_span_locked(words, ZONE_NORMAL, pfn + (1 << have), more)
+        return ENOMEM
     words[z + Z_FREE_PAGES] -= more
     account_allocated(words, more)
-    set_resident_locked(words, pfn + (1 << have), more)
     words[page_at(pfn) + PG_INFO] = block_info(order, KIND_LARGE)
     return OK
 

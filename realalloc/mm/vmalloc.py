@@ -13,6 +13,7 @@ Invariant: an area's blocks hold exactly V_PAGES pages, and name its first granu
 from __future__ import annotations
 
 from realalloc.mm.atomic import address_of
+from realalloc.mm.backlog import account_freed
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked, free_pages_total
 from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
@@ -25,6 +26,8 @@ from realalloc.mm.layout import (
     BAD_AREA,
     BAD_AREA_BLOCKS,
     BAD_AREA_SUM,
+    DECAY,
+    DECAY_EPOCHS,
     EINVAL,
     ENOMEM,
     GRANULE_BYTES,
@@ -42,6 +45,7 @@ from realalloc.mm.layout import (
     HUGE_ORDER,
     KIND_AREA,
     KIND_MASK,
+    LIST_PREV_MASK,
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
@@ -55,12 +59,17 @@ from realalloc.mm.layout import (
     V_FIRST,
     V_LINK,
     V_PAGES,
+    V_STAMP,
     V_TAG,
     WORD_BYTES,
+    Y_EPOCHS,
+    Y_NS,
+    Y_PURGED,
+    Y_SERVED,
     ZONE_NORMAL,
 )
 from realalloc.mm.pages import clear_resident_locked, page_at, zero_range
-from realalloc.mm.prim import forget, move_pages
+from realalloc.mm.prim import MADV_DONTNEED, forget, madvise, move_pages
 from realalloc.mm.window import (
     area_at,
     area_granules,
@@ -154,8 +163,11 @@ def collect_blocks(words: Words, pages: int, zero: int) -> int:
         while 1 << order > pages:
             order -= 1
         pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, zero)
+        if pfn < 0 and order == 0:  # free pages there are, but none whose memory could be made room for
+            free_chain(words, head, 0)
+            return ENOMEM
         if pfn < 0:
-            order -= 1  # cannot end below 0: that many single pages are free
+            order -= 1
             continue
         if last == 0:
             head = pfn
@@ -172,7 +184,9 @@ def destroy_area_locked(words: Words, granule: int, drop: int) -> int:
     pages = words[area_at(words, granule) + V_PAGES]
     if drop == 0:
         unmap_chain(words, words[area_at(words, granule) + V_FIRST], area_offset(words, granule), pages)
-    forget(address_of(words) + area_offset(words, granule), pages << PAGE_SHIFT)
+    window = address_of(words) + area_offset(words, granule)
+    if forget(window, pages << PAGE_SHIFT) != OK:  # no room for one more mapping: no fault there, but no memory either
+        madvise(window, pages << PAGE_SHIFT, MADV_DONTNEED)
     free_chain(words, words[area_at(words, granule) + V_FIRST], drop)
     free_addresses(words, granule)
     return OK
@@ -188,6 +202,23 @@ def purge_lazy_locked(words: Words, drop: int) -> int:
         destroy_area_locked(words, granule, drop)
         granule = first(words, H_VM_LAZY)
     words[H_VM_LAZY_PAGES] = 0
+    return pages
+
+
+@entry
+def purge_old_lazy_locked(words: Words) -> int:
+    """Take the lazily kept area that was freed first apart, memory too, if its decay time is over; return its pages."""
+    granule = words[H_VM_LAZY] & LIST_PREV_MASK
+    if granule == 0:
+        return 0
+    age = words[DECAY + Y_EPOCHS] - words[area_at(words, granule) + V_STAMP]
+    if words[DECAY + Y_NS] < 0 or (age < DECAY_EPOCHS and words[DECAY + Y_NS] != 0):
+        return 0
+    pages = words[area_at(words, granule) + V_PAGES]
+    unlist_area(words, H_VM_LAZY, granule)
+    words[H_VM_LAZY_PAGES] -= pages
+    destroy_area_locked(words, granule, 1)
+    words[DECAY + Y_PURGED] += pages
     return pages
 
 
@@ -275,6 +306,10 @@ def vfree_locked(words: Words, offset: int) -> int:
     set_area(words, granule, area_granules(words, granule), AREA_LAZY)
     list_area(words, H_VM_LAZY, granule)
     words[H_VM_LAZY_PAGES] += pages
+    words[area_at(words, granule) + V_STAMP] = words[DECAY + Y_EPOCHS]
+    account_freed(words, pages)
+    if words[DECAY + Y_NS] == 0 or words[DECAY + Y_SERVED] == 0:
+        purge_old_lazy_locked(words)
     return OK
 
 

@@ -24,7 +24,8 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
-from realalloc.mm.buddy import grow, set_limit, validate_buddy
+from realalloc.mm.buddy import grow, validate_buddy
+from realalloc.mm.commit import set_limit
 from realalloc.mm.layout import (
     BAD_COMMITTED,
     BAD_FREE_COUNT,
@@ -32,13 +33,13 @@ from realalloc.mm.layout import (
     BAD_PAGE_STATE,
     BAD_PAGE_SUM,
     BAD_UNMERGED,
-    EINVAL,
     ENOMEM,
     GFP_DMA_BIT,
     GFP_ZERO_BIT,
     H_ALLOCATED_PAGES,
     H_BLOCKS,
     H_COMMITTED_PAGES,
+    H_LIMIT_PAGES,
     H_PEAK_ALLOCATED_PAGES,
     H_PEAK_COMMITTED_PAGES,
     H_RESMAP,
@@ -55,7 +56,6 @@ from realalloc.mm.layout import (
     Z_FREES,
     Z_FRONTIER_PFN,
     Z_HEADS,
-    Z_LIMIT_PFN,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_NORMAL,
@@ -114,7 +114,7 @@ def test_random_orders_always_leave_exactly_the_maximal_free_blocks(seed: int) -
                 live[pfn] = order
             else:
                 assert all(found < order for found, _ in free_blocks(raw))
-                assert zone_word(raw, 0, Z_FRONTIER_PFN) == zone_word(raw, 0, Z_LIMIT_PFN)
+                assert zone_word(raw, 0, Z_FRONTIER_PFN) == zone_word(raw, 0, Z_END_PFN)
         elif live:
             pfn = rng.choice(sorted(live))
             assert free_pages(raw.words, pfn, live.pop(pfn)) == 0
@@ -177,7 +177,7 @@ def test_the_frontier_moves_by_aligned_blocks_only_when_no_list_can_serve() -> N
         assert grown == min(lowest, 16) or seen + 2 * grown > zone_word(raw, 0, Z_END_PFN)
         seen += grown
         assert zone_word(raw, 0, Z_FRONTIER_PFN) == seen
-    assert seen == zone_word(raw, 0, Z_LIMIT_PFN)
+    assert seen == zone_word(raw, 0, Z_END_PFN)
     assert_coalesced(raw, [])
     assert_pristine(raw)
 
@@ -254,14 +254,14 @@ def test_allocs_and_frees_are_counted(raw: RawArena) -> None:
 
 
 @pytest.mark.parametrize("limit_pages", [0, 1, 2, 17, 40])
-def test_a_limit_bounds_what_can_be_reached(limit_pages: int) -> None:
+def test_a_limit_bounds_what_can_be_committed(limit_pages: int) -> None:
     raw = RawArena(MIB, 4, limit=limit_pages * PAGE)
     taken = take_all(raw, 0)
     assert len(taken) == limit_pages
     start = zone_word(raw, 0, Z_START_PFN)
-    assert set_limit(raw.words, ZONE_NORMAL, start + limit_pages + 3) == 0
+    assert set_limit(raw.words, limit_pages + 3) == 0
     assert len(take_all(raw, 0)) == 3
-    assert set_limit(raw.words, ZONE_NORMAL, zone_word(raw, 0, Z_END_PFN)) == 0
+    assert set_limit(raw.words, 1 << 40) == 0
     more = take_all(raw, 0)
     assert limit_pages + 3 + len(more) == zone_pages(raw)
     for pfn in range(start, zone_word(raw, 0, Z_END_PFN)):
@@ -270,16 +270,15 @@ def test_a_limit_bounds_what_can_be_reached(limit_pages: int) -> None:
 
 
 def test_a_limit_that_cannot_be_is_refused(raw: RawArena) -> None:
-    start, end = zone_word(raw, 0, Z_START_PFN), zone_word(raw, 0, Z_END_PFN)
     pfn = int(alloc_pages(raw.words, 4, 0))
-    frontier = zone_word(raw, 0, Z_FRONTIER_PFN)
     before = metadata(raw)
-    for limit in (frontier - 1, start, 0, -1, end + 1, 1 << 40, -(1 << 40)):
-        assert set_limit(raw.words, ZONE_NORMAL, limit) == EINVAL
+    for limit in (15, 1, 0, -1, -(1 << 40)):
+        assert set_limit(raw.words, limit) == ENOMEM
     assert_unchanged(raw, before)
-    assert set_limit(raw.words, ZONE_NORMAL, frontier) == 0
-    assert len(take_all(raw, 0)) == frontier - start - 16
+    assert set_limit(raw.words, 16) == 0
+    assert take_all(raw, 0) == []
     free_pages(raw.words, pfn, 4)
+    assert len(take_all(raw, 0)) == 16
 
 
 def test_zones_keep_to_themselves_and_never_merge() -> None:
@@ -394,8 +393,8 @@ DAMAGE = {
     "the sum of free pages": (BAD_FREE_COUNT, poke(z(Z_FREE_PAGES), 1)),
     "two free buddies": (BAD_UNMERGED, split_by_hand),
     "the sum of allocated pages": (BAD_PAGE_SUM, poke(H_ALLOCATED_PAGES, -1)),
-    "a limit below the frontier": (BAD_PAGE_SUM, lambda raw, pfn: raw.words.__setitem__(z(Z_LIMIT_PFN), pfn)),
-    "an end below the limit": (BAD_PAGE_SUM, poke(z(Z_END_PFN), -1)),
+    "an end below the frontier": (BAD_PAGE_SUM, lambda raw, pfn: raw.words.__setitem__(z(Z_END_PFN), pfn)),
+    "a limit below what is committed": (BAD_COMMITTED, lambda raw, pfn: raw.words.__setitem__(H_LIMIT_PAGES, 1)),  # noqa: ARG005
     "a block without a kind": (BAD_PAGE_STATE, poke_info(lambda info: KIND_NONE)),
     "a block of another zone": (BAD_PAGE_STATE, poke_info(lambda info: info | 1 << ZONE_SHIFT)),
     "a block inside a block": (BAD_PAGE_STATE, poke_info(lambda info: KIND_PAGES, inner=2)),

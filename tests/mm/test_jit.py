@@ -21,10 +21,10 @@ from support import MIB, RawArena, run_child
 import realalloc.mm
 from realalloc.mm import jit
 from realalloc.mm.bits import popcount
-from realalloc.mm.buddy import set_limit
+from realalloc.mm.commit import set_limit
 from realalloc.mm.jit import JIT, fingerprint, signature, warm_up
 from realalloc.mm.kmalloc import kfree, kmalloc
-from realalloc.mm.layout import EINVAL, ENOMEM
+from realalloc.mm.layout import ENOMEM
 
 jitted = pytest.mark.skipif(not JIT, reason="says something about machine code")
 BOUNDSCHECK = bool(numba.config.BOUNDSCHECK)
@@ -49,12 +49,12 @@ ENTRIES, NATIVES = defined("Entry"), defined("Native")
 CHILD = """
 import numpy as np, os, sys
 from realalloc.mm import jit
-from realalloc.mm.buddy import set_limit
+from realalloc.mm.commit import set_limit
 import realalloc
 assert realalloc.__file__.startswith(os.getcwd()), realalloc.__file__
 words = np.zeros(int(sys.argv[1]) if len(sys.argv) > 1 else 4096, np.int64)
 try:
-    print(set_limit(words, 0, 5), jit.Entry.compiled)
+    print(set_limit(words, -1), jit.Entry.compiled)
 except IndexError:
     print("IndexError")
 """
@@ -75,17 +75,17 @@ def test_cache_key_names_every_source_and_flag(tmp_path: Path, monkeypatch) -> N
         return done.stdout.split()
 
     first = answer(0)
-    assert first[0] == str(EINVAL)
+    assert first[0] == str(ENOMEM)
     assert int(first[1]) > 0
     text = layout.read_text()
-    edited = text.replace(f"EINVAL: Final = {EINVAL} ", "EINVAL: Final = -77 ")
+    edited = text.replace(f"ENOMEM: Final = {ENOMEM} ", "ENOMEM: Final = -77 ")
     assert edited != text
     layout.write_text(edited)  # a constant that the kernel imports from another file
     assert answer(0)[0] == "-77"
     layout.write_text(text)
     checked = answer(1, 66)  # the words end inside the zone that it reads
     assert checked == ["IndexError"]
-    assert answer(0)[0] == str(EINVAL)
+    assert answer(0)[0] == str(ENOMEM)
 
 
 @jitted
@@ -261,10 +261,10 @@ def test_kernels_are_pickled_by_name() -> None:
 
 def test_a_kernel_answers_with_an_int_and_status_codes() -> None:
     raw = RawArena(MIB, 4)
-    for result in (kmalloc(raw.words, 8, 0), kmalloc(raw.words, 1 << 40, 0), set_limit(raw.words, 0, -1)):
+    for result in (kmalloc(raw.words, 8, 0), kmalloc(raw.words, 1 << 40, 0), set_limit(raw.words, -1)):
         assert isinstance(int(result), int)
     assert kmalloc(raw.words, 1 << 40, 0) == ENOMEM
-    assert set_limit(raw.words, 0, -1) == EINVAL
+    assert set_limit(raw.words, -1) == ENOMEM
 
 
 @jitted

@@ -25,7 +25,7 @@ from kernels import (
 )
 from support import JIT, PAGE, RawArena
 
-from realalloc.mm.buddy import set_limit
+from realalloc.mm.commit import set_limit
 from realalloc.mm.kmalloc import kfree, kmalloc, ksize, vmalloc
 from realalloc.mm.kmem_cache import cache_create, cache_destroy, cache_geometry, cache_shrink, next_live_object
 from realalloc.mm.layout import (
@@ -38,15 +38,15 @@ from realalloc.mm.layout import (
     GFP_ZERO_BIT,
     H_ALLOCATED_PAGES,
     H_BLOCKS,
+    H_COMMITTED_PAGES,
+    H_LIMIT_PAGES,
     H_NR_RECORDS,
     H_VM_AREAS,
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
     KIND_FREE,
     P_CURR_NR,
-    Z_END_PFN,
     Z_FRONTIER_PFN,
-    Z_LIMIT_PFN,
     Z_START_PFN,
     ZONE_NORMAL,
 )
@@ -209,10 +209,9 @@ class Life:
             assert self.pools or self.raw.words[H_NR_RECORDS] > 0
 
     def limit(self, pages: int) -> None:
-        start, end = zone_word(self.raw, 0, Z_START_PFN), zone_word(self.raw, 0, Z_END_PFN)
-        wanted = start + pages % (end - start + 1)
-        allowed = wanted >= zone_word(self.raw, 0, Z_FRONTIER_PFN)
-        assert set_limit(self.raw.words, ZONE_NORMAL, wanted) == (0 if allowed else EINVAL)
+        wanted = pages % (self.raw.pages + 1)
+        allowed = wanted >= self.raw.words[H_ALLOCATED_PAGES]
+        assert set_limit(self.raw.words, wanted) == (0 if allowed else ENOMEM)
 
     def give_back(self, how: int) -> None:
         if how == 0:
@@ -250,7 +249,7 @@ class Life:
         assert_coalesced(raw, taken)
         assert words[H_ALLOCATED_PAGES] == sum(pages for _, pages in taken)
         assert words[H_VM_LAZY_PAGES] <= ARENA_PAGES // 4
-        assert zone_word(raw, 0, Z_FRONTIER_PFN) <= zone_word(raw, 0, Z_LIMIT_PFN)
+        assert words[H_COMMITTED_PAGES] <= words[H_LIMIT_PAGES]
 
     def bytes_kept(self) -> None:
         assert all(holds(self.raw, offset, nbytes, seed) for offset, (nbytes, seed, _, _) in self.live.items())

@@ -11,7 +11,6 @@ from kernels import (
     assert_pristine,
     assert_unchanged,
     block_pages,
-    blocks_that_fit,
     free_blocks,
     holds,
     is_zero,
@@ -24,7 +23,6 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
-from realalloc.mm.buddy import set_limit
 from realalloc.mm.kmalloc import kfree, kmalloc, ksize, vmalloc
 from realalloc.mm.layout import (
     EINVAL,
@@ -39,7 +37,6 @@ from realalloc.mm.layout import (
     Z_END_PFN,
     Z_FREE_PAGES,
     Z_FRONTIER_PFN,
-    Z_LIMIT_PFN,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_NORMAL,
@@ -87,12 +84,9 @@ def test_only_the_first_page_of_a_live_block_can_be_freed(raw: RawArena) -> None
 def test_a_run_of_every_length_has_exactly_that_length(size: int, max_order: int) -> None:
     raw = RawArena(size, max_order)
     start, end = zone_word(raw, 0, Z_START_PFN), zone_word(raw, 0, Z_END_PFN)
-    block = 1 << max_order
-    longest = end - -(-start // block) * block  # a run beyond the largest block begins at a multiple of that
     for pages in range(1, zone_pages(raw) + 2):
         pfn = int(alloc_run(raw.words, pages, 0))
-        order = (pages - 1).bit_length()
-        if pages > longest if order > max_order else blocks_that_fit(start, end, order) == 0:
+        if pages > raw.pages:
             assert pfn == ENOMEM
             continue
         assert start <= pfn <= end - pages
@@ -152,16 +146,33 @@ def test_a_long_run_is_found_behind_a_half_used_block_at_the_frontier() -> None:
     assert_coalesced(raw, [(pfn, 40), *((page, 1) for page in blocks)])
 
 
-def test_a_long_run_is_found_behind_a_limit_that_was_raised() -> None:
-    raw = RawArena(MIB, 4)
-    limit = (zone_word(raw, 0, Z_START_PFN) // 16 + 3) * 16 + 5
-    assert set_limit(raw.words, ZONE_NORMAL, limit) == 0
-    pages = []
-    while (pfn := int(alloc_pages(raw.words, 0, 0))) > 0:
-        pages.append(pfn)
-    assert max(pages) == limit - 1
-    assert set_limit(raw.words, ZONE_NORMAL, zone_word(raw, 0, Z_END_PFN)) == 0
-    assert alloc_run(raw.words, 33, 0) == limit + 11
+@pytest.mark.parametrize("pages", [5, 16, 17, 40])
+def test_a_run_needs_no_more_than_its_own_pages_under_the_limit(pages: int) -> None:
+    raw = RawArena(MIB, 4, limit=pages * PAGE)
+    assert alloc_run(raw.words, pages + 1, 0) == ENOMEM
+    pfn = int(alloc_run(raw.words, pages, 0))
+    assert pfn > 0
+    assert raw.words[H_COMMITTED_PAGES] == pages
+    assert alloc_run(raw.words, 1, 0) == ENOMEM
+    raw.validate()
+    assert free_pages(raw.words, pfn, -1) == 0
+    assert_pristine(raw)
+
+
+def test_a_run_that_fits_into_no_block_is_found_among_adjacent_ones() -> None:
+    raw = RawArena(MIB, 10)  # no block is as large as the arena
+    pfn = int(alloc_run(raw.words, raw.pages, 0))
+    assert pfn == zone_word(raw, 0, Z_START_PFN)
+    assert alloc_run(raw.words, 1, 0) == ENOMEM
+    assert free_pages(raw.words, pfn, -1) == 0
+    single = int(alloc_pages(raw.words, 0, 0))
+    longest = raw.pages - 1 if single in (pfn, pfn + raw.pages - 1) else max(single - pfn, pfn + raw.pages - 1 - single)
+    assert alloc_run(raw.words, longest + 1, 0) == ENOMEM
+    run = int(alloc_run(raw.words, longest, 0))
+    assert run > 0
+    for taken in (single, run):
+        assert free_pages(raw.words, taken, -1) == 0
+    assert_pristine(raw)
 
 
 def test_a_long_run_uses_a_hole_among_reached_blocks(raw: RawArena) -> None:
@@ -184,7 +195,7 @@ def test_a_long_run_ends_at_the_arenas_last_page() -> None:
     assert pages % 16 != 0
     pfn = int(alloc_run(raw.words, pages, 0))
     assert pfn == first
-    assert zone_word(raw, 0, Z_FRONTIER_PFN) == zone_word(raw, 0, Z_LIMIT_PFN)
+    assert zone_word(raw, 0, Z_FRONTIER_PFN) == zone_word(raw, 0, Z_END_PFN)
     write(raw, pfn * PAGE, pages * PAGE, 5)
     assert holds(raw, pfn * PAGE, pages * PAGE, 5)
     assert free_pages(raw.words, pfn, -1) == 0
@@ -267,7 +278,7 @@ def test_empty_slabs_and_lazy_areas_are_reclaimed_before_pages_run_out(raw: RawA
     kept = (
         zone_pages(raw)
         - zone_word(raw, 0, Z_FREE_PAGES)
-        - (zone_word(raw, 0, Z_LIMIT_PFN) - zone_word(raw, 0, Z_FRONTIER_PFN))
+        - (zone_word(raw, 0, Z_END_PFN) - zone_word(raw, 0, Z_FRONTIER_PFN))
     )
     assert kept > 20
     pages = [int(alloc_pages(raw.words, 0, 0)) for _ in range(zone_pages(raw))]

@@ -1,0 +1,155 @@
+"""kswapd: one thread of machine code for the process, which gives back what outstays its decay time, in every arena.
+
+It never needs the GIL, runs no Python and gets no signal, so it can neither hold up a program nor run its finalizers. It does
+one bounded step of one arena at a time, under the lock of the table that names the open arenas: one that closes waits for no
+longer than a step, and is not looked at again. While nothing is dirty it looks four times a second.
+
+``fork`` stops it and starts it again on both sides, so that a fork is never one of a process with a thread that its author
+does not know of; it stops before the interpreter goes. Where it does not run, who frees memory gives it back (backlog.py).
+Invariant: T_THREAD is 0 or the one thread that runs; it is written under T_GUARD. Y_SERVED is 0 in every arena if it is 0.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Any
+
+from numba import types
+
+from realalloc.lease.capi import immortal, words_at
+from realalloc.lease.forks import (
+    T_GUARD,
+    T_LENGTH,
+    T_STOP,
+    T_THREAD,
+    base_in,
+    release_table,
+    table,
+    table_address,
+    take_table,
+)
+from realalloc.mm.atomic import address_of, atomic_load, atomic_store, compare_and_swap
+from realalloc.mm.decay import IDLE_NS, decay_tick
+from realalloc.mm.jit import JIT, Words, c_function, entry, kernel
+from realalloc.mm.layout import DECAY, WORD_BYTES, Y_SERVED
+from realalloc.mm.prim import futex_sleep, futex_wake_all, monotonic_ns, sched_yield, thread_join, thread_start
+
+
+@kernel
+def _step(table: Words, k: int) -> int:
+    """Do one step for an arena of the table; return in how many ns the next one is due."""
+    if base_in(table, k) == 0:
+        return IDLE_NS
+    take_table(table)
+    base = base_in(table, k)
+    due = decay_tick(words_at(base), monotonic_ns()) if base != 0 else IDLE_NS
+    release_table(table)
+    return due
+
+
+@kernel
+def _leave_all(table: Words) -> None:
+    """Tell the arenas that nobody serves them now."""
+    take_table(table)
+    for k in range(table[T_LENGTH]):
+        if base_in(table, k) != 0:
+            words_at(base_in(table, k))[DECAY + Y_SERVED] = 0
+    release_table(table)
+
+
+def kswapd(_argument: int) -> int:
+    """The thread."""
+    table = words_at(table_address())
+    while atomic_load(table, T_STOP) == 0:
+        due = IDLE_NS
+        for k in range(table[T_LENGTH]):
+            due = min(due, _step(table, k))
+        if due > 0:
+            futex_sleep(address_of(table) + T_STOP * WORD_BYTES, 0, due)
+        else:
+            sched_yield()  # who closes an arena may wait for the table
+    _leave_all(table)
+    return 0
+
+
+@kernel
+def _guard(words: Words) -> None:
+    while compare_and_swap(words, T_GUARD, 0, 1) == 0:
+        sched_yield()
+
+
+@entry
+def start_thread(words: Words, function: int) -> int:
+    """Start kswapd at ``function`` unless it runs; return 0 if there is no thread to be had. One step for signal handlers."""
+    _guard(words)
+    if words[T_THREAD] == 0:
+        made = thread_start(function)
+        words[T_THREAD] = max(0, made)
+    running = words[T_THREAD]
+    atomic_store(words, T_GUARD, 0)
+    return running
+
+
+@entry
+def stop_thread(words: Words) -> int:
+    """Stop kswapd and wait for its end; return 0 if it did not run."""
+    _guard(words)
+    running = words[T_THREAD]
+    if running != 0:
+        atomic_store(words, T_STOP, 1)
+        futex_wake_all(address_of(words) + T_STOP * WORD_BYTES)
+        thread_join(running)
+        words[T_THREAD] = 0
+        atomic_store(words, T_STOP, 0)
+    atomic_store(words, T_GUARD, 0)
+    return running
+
+
+class _Process:
+    """What this process knows of its kswapd."""
+
+    function = 0  # address of the machine code, 0 before it is compiled
+    is_over = False  # the interpreter goes
+    stopped_for_fork = False
+
+
+def start() -> bool:
+    """Start kswapd unless it runs; False where it cannot: without machine code, at exit, or if the system has no thread."""
+    if not JIT or _Process.is_over:
+        return False
+    if _Process.function == 0:
+        made: Any = (decay_tick, start_thread, stop_thread, take_table, release_table)
+        for callee in made:
+            callee.compile()
+        _Process.function = int(immortal(c_function(kswapd, types.int64(types.int64))).address)
+    return start_thread(table, _Process.function) != 0
+
+
+def stop() -> bool:
+    """Stop kswapd; return whether it ran."""
+    return JIT and _Process.function != 0 and stop_thread(table) != 0
+
+
+def is_running() -> bool:
+    """Tell whether this process has a kswapd now."""
+    return int(table[T_THREAD]) != 0
+
+
+def _before_fork() -> None:
+    _Process.stopped_for_fork = stop()
+
+
+def _after_fork() -> None:
+    if _Process.stopped_for_fork:
+        _Process.stopped_for_fork = False
+        start()
+
+
+def _at_exit() -> None:
+    _Process.is_over = True
+    stop()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,0 +1,264 @@
+"""Which pages of zone NORMAL may hold memory, how many they may be, and how their memory goes back to the system.
+
+A page is committed when it is handed out, and stays so when it is freed: it is dirty. Memory goes back in runs. A *huge* unit
+is 2 MiB that the system was advised to back by one huge page: one touch makes all of it resident, so it is committed as a
+whole, and only who asks for it (``split``) takes a part of it away: its huge page is refused first.
+
+Invariant: H_COMMITTED_PAGES = set resident bits <= H_LIMIT_PAGES, and every allocated page is committed, so that
+    dirty pages = H_COMMITTED_PAGES - H_ALLOCATED_PAGES - free pages of zone DMA, whose pages always hold memory.
+May not: call anything of the buddy's; it walks its lists, and changes the order of the blocks in them alone.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.atomic import address_of, lock, unlock
+from realalloc.mm.bits import bit
+from realalloc.mm.freelist import first, push_back, remove
+from realalloc.mm.jit import Words, entry, kernel
+from realalloc.mm.layout import (
+    ENOMEM,
+    H_ALLOCATED_PAGES,
+    H_COMMITTED_PAGES,
+    H_HUGE,
+    H_HUGEMAP,
+    H_LIMIT_PAGES,
+    H_MAX_ORDER,
+    H_NR_ZONES,
+    HUGE_ALWAYS,
+    HUGE_AUTO,
+    HUGE_ORDER,
+    HUGE_PAGES,
+    MEMMAP,
+    OK,
+    PAGE_SHIFT,
+    PAGE_STRUCT_WORDS,
+    PG_LINK,
+    Z_COUNTS,
+    Z_FREE_PAGES,
+    Z_HEADS,
+    ZONE_DMA,
+    ZONE_NORMAL,
+)
+from realalloc.mm.pages import clear_resident_locked, count_resident, is_resident, set_resident_locked, zone_at
+from realalloc.mm.prim import MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, madvise
+
+LOOKS = 512  # blocks looked at for each time the lock is held: 5 us
+DROP_PAGES = HUGE_PAGES  # pages given back for each time: 0.1 to 0.3 ms
+MIN_RUN_ORDER = 4  # 64 KiB: decay leaves smaller free blocks alone
+MIN_RUN_PAGES = 1 << MIN_RUN_ORDER
+
+
+@kernel
+def dirty_pages(words: Words) -> int:
+    """Count free pages of zone NORMAL that may hold memory."""
+    locked = words[zone_at(ZONE_DMA) + Z_FREE_PAGES] if words[H_NR_ZONES] > 1 else 0
+    return words[H_COMMITTED_PAGES] - words[H_ALLOCATED_PAGES] - locked
+
+
+@kernel
+def purgeable_pages(words: Words) -> int:
+    """Count dirty pages in free blocks that decay gives back, smaller ones taken for dirty: never too many."""
+    z = zone_at(ZONE_NORMAL)
+    small = 0
+    for order in range(min(MIN_RUN_ORDER, words[H_MAX_ORDER] + 1)):
+        small += words[z + Z_COUNTS + order] << order
+    return max(0, dirty_pages(words) - small)
+
+
+@kernel
+def is_huge(words: Words, unit: int) -> int:
+    """Tell whether a unit becomes resident as a whole."""
+    flag = words[words[H_HUGEMAP] + (unit >> 6)] >> (unit & 63) & 1
+    return flag ^ 1 if words[H_HUGE] == HUGE_ALWAYS else flag
+
+
+@kernel
+def _flip_huge(words: Words, unit: int) -> None:
+    words[words[H_HUGEMAP] + (unit >> 6)] ^= bit(unit & 63)
+
+
+@kernel
+def _advise(words: Words, pfn: int, pages: int, advice: int) -> int:
+    return madvise(address_of(words) + (pfn << PAGE_SHIFT), pages << PAGE_SHIFT, advice)
+
+
+@kernel
+def _refuse_huge(words: Words, unit: int) -> int:
+    """Have a unit backed by small pages from now on; OK if it is."""
+    if is_huge(words, unit) == 0:
+        return OK
+    status = _advise(words, unit << HUGE_ORDER, HUGE_PAGES, MADV_NOHUGEPAGE)
+    if status == OK:
+        _flip_huge(words, unit)
+    return status
+
+
+@kernel
+def _want_huge(words: Words, begin: int, end: int) -> None:
+    """Have the whole units in ``[begin, end)`` backed by huge pages, where the system has them."""
+    if _advise(words, begin, end - begin, MADV_HUGEPAGE) == OK:
+        for unit in range((begin + HUGE_PAGES - 1) >> HUGE_ORDER, end >> HUGE_ORDER):
+            if is_huge(words, unit) == 0:
+                _flip_huge(words, unit)
+
+
+@kernel
+def _begin_of(words: Words, pfn: int) -> int:
+    """Return where what becomes resident with a page begins."""
+    return pfn >> HUGE_ORDER << HUGE_ORDER if is_huge(words, pfn >> HUGE_ORDER) == 1 else pfn
+
+
+@kernel
+def _end_of(words: Words, end: int) -> int:
+    """Return the end of what becomes resident with the page before ``end``."""
+    unit = (end - 1) >> HUGE_ORDER
+    return (unit + 1) << HUGE_ORDER if is_huge(words, unit) == 1 else end
+
+
+@kernel
+def _fresh(words: Words, pfn: int, pages: int) -> int:
+    """Count what committing pages would add to the committed ones."""
+    begin = _begin_of(words, pfn)
+    end = _end_of(words, pfn + pages)
+    return end - begin - count_resident(words, begin, end)
+
+
+@entry
+def drop_locked(words: Words, pfn: int, pages: int, split: int) -> int:
+    """Give the memory of free pages back, run by run; return how many pages that were.
+
+    A huge unit that goes as a whole is an ordinary one afterwards, but for huge_pages=True; a part of one stays unless
+    ``split``.
+    """
+    end = pfn + pages
+    head = pfn >> HUGE_ORDER
+    tail = end >> HUGE_ORDER
+    if pfn & (HUGE_PAGES - 1) != 0 or head == tail:
+        if is_huge(words, head) == 1 and (split == 0 or _refuse_huge(words, head) != OK):
+            pfn = min(end, (head + 1) << HUGE_ORDER)
+        head += 1
+    cut = 1 if end & (HUGE_PAGES - 1) != 0 and head <= tail and is_huge(words, tail) == 1 else 0
+    if cut == 1 and (split == 0 or _refuse_huge(words, tail) != OK):
+        end = tail << HUGE_ORDER
+    if words[H_HUGE] == HUGE_AUTO:
+        for unit in range(head, tail):
+            _refuse_huge(words, unit)  # one that stays huge is committed as a whole again
+    dropped = 0
+    while pfn < end:
+        begin = pfn
+        while pfn < end and is_resident(words, pfn) == 1:
+            pfn += 1
+        if pfn > begin and _advise(words, begin, pfn - begin, MADV_DONTNEED) == OK:
+            dropped += clear_resident_locked(words, begin, pfn - begin)
+        while pfn < end and is_resident(words, pfn) == 0:
+            pfn += 1
+    return dropped
+
+
+@kernel
+def _drop_some(words: Words, pfn: int, order: int, wanted: int, split: int) -> int:
+    """Give memory of a free block back, about as many pages as wanted."""
+    step = min(1 << order, DROP_PAGES, max(MIN_RUN_PAGES, (wanted + MIN_RUN_PAGES - 1) & -MIN_RUN_PAGES))
+    dropped = 0
+    at = pfn
+    end = pfn + (1 << order)
+    while at < end and dropped < wanted:
+        stop = min(at + step, end)
+        if count_resident(words, at, stop) != 0:
+            dropped += drop_locked(words, at, stop - at, split)
+        at = stop
+    return dropped
+
+
+@entry
+def purge_order_locked(words: Words, order: int, wanted: int, split: int) -> int:
+    """Give back memory of free blocks of one order, from the front of their list, about ``wanted`` pages; blocks that were
+    looked at go to its end. Return blocks looked at << 32 | pages given back; both are bounded.
+    """
+    z = zone_at(ZONE_NORMAL)
+    links = MEMMAP + PG_LINK
+    many = min(words[z + Z_COUNTS + order], LOOKS)
+    wanted = min(wanted, DROP_PAGES)
+    looked = 0
+    dropped = 0
+    while looked < many and dropped < wanted:
+        pfn = first(words, z + Z_HEADS + order)
+        if count_resident(words, pfn, pfn + (1 << order)) != 0:
+            dropped += _drop_some(words, pfn, order, wanted - dropped, split)
+        remove(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
+        push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
+        looked += 1
+    return looked << 32 | dropped
+
+
+@entry
+def purge_locked(words: Words, wanted: int, lowest: int, split: int) -> int:
+    """Give back memory of free blocks of ``lowest`` order and larger, the largest first; return the pages."""
+    dropped = 0
+    for order in range(words[H_MAX_ORDER], lowest - 1, -1):
+        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order]
+        while left > 0 and dropped < wanted:
+            done = purge_order_locked(words, order, wanted - dropped, split)
+            dropped += done & 0xFFFFFFFF
+            left -= done >> 32
+    return dropped
+
+
+@entry
+def purge(words: Words, wanted: int, lowest: int, split: int) -> int:
+    """The same, the lock held for one bounded step at a time."""
+    dropped = 0
+    for order in range(words[H_MAX_ORDER], lowest - 1, -1):
+        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order]
+        while left > 0 and dropped < wanted:
+            lock(words)
+            done = purge_order_locked(words, order, wanted - dropped, split)
+            unlock(words)
+            dropped += done & 0xFFFFFFFF
+            left -= done >> 32
+            if done == 0:
+                break
+    return dropped
+
+
+@kernel
+def _admit(words: Words, pfn: int, pages: int) -> int:
+    """Make room under the limit for pages that are going to be committed; ENOMEM if there is none."""
+    over = words[H_COMMITTED_PAGES] + _fresh(words, pfn, pages) - words[H_LIMIT_PAGES]
+    if over <= 0:
+        return OK
+    _refuse_huge(words, pfn >> HUGE_ORDER)  # what lies around the pages need not come with them
+    _refuse_huge(words, (pfn + pages - 1) >> HUGE_ORDER)
+    over = words[H_COMMITTED_PAGES] + _fresh(words, pfn, pages) - words[H_LIMIT_PAGES]
+    if over > 0 and over <= dirty_pages(words):
+        over -= purge_locked(words, over, 0, 1)
+    return OK if over <= 0 else ENOMEM
+
+
+@entry
+def commit_locked(words: Words, pfn: int, pages: int, order: int) -> int:
+    """Let pages that were taken off the free lists hold memory; ENOMEM, with none of them committed, over the limit.
+
+    A block of 2 MiB or more (``order``; -1 for no block) is backed by huge pages where that is the arena's mode.
+    """
+    if words[H_COMMITTED_PAGES] + pages + 2 * HUGE_PAGES > words[H_LIMIT_PAGES] and _admit(words, pfn, pages) != OK:
+        return ENOMEM
+    begin = _begin_of(words, pfn)
+    fresh = set_resident_locked(words, begin, _end_of(words, pfn + pages) - begin)
+    if fresh != 0 and order >= HUGE_ORDER and words[H_HUGE] == HUGE_AUTO:
+        _want_huge(words, pfn, pfn + pages)
+    return OK
+
+
+@entry
+def set_limit(words: Words, pages: int) -> int:
+    """Set how many pages may be committed, giving back free ones; ENOMEM, with the limit unchanged, if more are in use."""
+    lock(words)
+    over = words[H_COMMITTED_PAGES] - pages
+    if over > 0:
+        purge_locked(words, over, 0, 1)
+    status = OK if words[H_COMMITTED_PAGES] <= pages else ENOMEM
+    if status == OK:
+        words[H_LIMIT_PAGES] = pages
+    unlock(words)
+    return status
