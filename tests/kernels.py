@@ -40,6 +40,7 @@ from realalloc.mm.layout import (
     H_NR_RECORDS,
     H_NR_ZONES,
     H_POOLS,
+    H_RESMAP,
     H_VM_AREAS,
     H_VM_FRONTIER,
     H_VM_LAZY_PAGES,
@@ -128,6 +129,16 @@ def free_blocks(raw: RawArena, zone: int = ZONE_NORMAL) -> set[tuple[int, int]]:
             pfn = int(raw.words[page_index(raw, pfn) + PG_LINK]) >> 32
         assert count == zone_word(raw, zone, Z_COUNTS + order)
     return found
+
+
+def is_committed(raw: RawArena, pfn: int) -> bool:
+    """Whether a page may hold memory, by the map."""
+    return bool(int(raw.words[raw.words[H_RESMAP] + pfn // 64]) >> pfn % 64 & 1)
+
+
+def dirty_pages(raw: RawArena) -> set[int]:
+    """Free pages that may hold memory, found on the lists."""
+    return {p for order, pfn in free_blocks(raw) for p in range(pfn, pfn + (1 << order)) if is_committed(raw, p)}
 
 
 def cut_into_blocks(free: Sequence[bool], start: int, max_order: int) -> set[tuple[int, int]]:

@@ -26,12 +26,19 @@ class RawArena:
     """Words of an arena without the Python faces, for tests of kernels."""
 
     def __init__(
-        self, size: int = MIB, max_order: int = 4, dma: int = 0, limit: int | None = None, *, sheaves: bool = True
+        self,
+        size: int = MIB,
+        max_order: int = 4,
+        dma: int = 0,
+        limit: int | None = None,
+        *,
+        sheaves: bool = True,
+        huge: int = layout.HUGE_NEVER,
     ) -> None:
         self.plan = layout.plan(size, max_order, dma, limit)
         self.memory = Memory(self.plan.total_bytes, self.plan.align_bytes, self.plan.window_start_bytes)
         self.words = self.memory.words
-        layout.format_words(self.words, self.plan, layout.HUGE_NEVER)
+        layout.format_words(self.words, self.plan, huge)
         create_classes(self.words)
         if not sheaves:  # nothing is kept: what was freed is free
             self.words[layout.H_SHEAVES] = 0

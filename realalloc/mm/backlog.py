@@ -2,26 +2,30 @@
 
 The decay time has DECAY_EPOCHS epochs. At the end of each, the purgeable pages that came in it are put in front of the
 backlog, and what may stay is the sum of the backlog, each entry by the share that its age allows: smootherstep,
-6x^5 - 15x^4 + 10x^3, so that a burst goes back slowly, then fast, then slowly, and wholly after the decay time. Pages that
-are taken again before that cost nothing.
+6x^5 - 15x^4 + 10x^3, so that a burst goes back slowly, then fast, then slowly, and wholly after the decay time. What came is
+what is above the lowest mark of dirty pages in the epoch: pages that are taken and freed all the time never age (jemalloc,
+which compares the ends of epochs, gives them back).
 
 Where kswapd serves an arena, it alone calls what is here, without the arena lock but for purging. Elsewhere who frees pages
 does, with the lock, each time INLINE_PAGES were freed: an arena in which nothing happens then keeps what it has.
-Invariant: Y_KEPT <= purgeable pages at the end of the last epoch; Y_STUCK of them lie in huge units that are partly in use.
+Invariant: after an epoch the backlog's sum is the purgeable pages; Y_STUCK lie in huge units that are partly in use.
+Y_LOW is written without order by who allocates and by kswapd: a mark that is lost makes pages older than they are.
 """
 
 from __future__ import annotations
 
-from realalloc.mm.commit import MIN_RUN_ORDER, purge_locked, purgeable_pages
+from realalloc.mm.commit import DROP_PAGES, MIN_RUN_ORDER, MIN_RUN_PAGES, purge_locked, purgeable_pages
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     DECAY,
     DECAY_EPOCHS,
+    H_ALLOCATED_PAGES,
+    H_COMMITTED_PAGES,
     Y_BACKLOG,
     Y_EPOCH_NS,
     Y_EPOCHS,
     Y_FREED,
-    Y_KEPT,
+    Y_LOW,
     Y_NS,
     Y_PURGED,
     Y_SERVED,
@@ -56,6 +60,23 @@ def purgeable_now(words: Words) -> int:
     return max(0, purgeable_pages(words) - words[DECAY + Y_STUCK])
 
 
+@kernel
+def _marked(words: Words) -> int:
+    return words[H_COMMITTED_PAGES] - words[H_ALLOCATED_PAGES]
+
+
+@kernel
+def _shorten(words: Words, pages: int) -> None:
+    """Take the youngest pages off the backlog, which were taken again first, until ``pages`` are left."""
+    total = 0
+    for age in range(DECAY_EPOCHS):
+        total += words[DECAY + Y_BACKLOG + age]
+    for age in range(DECAY_EPOCHS):
+        gone = min(words[DECAY + Y_BACKLOG + age], max(0, total - pages))
+        words[DECAY + Y_BACKLOG + age] -= gone
+        total -= gone
+
+
 @entry
 def surplus(words: Words, now_ns: int) -> int:
     """Move on to the present epoch; return how many purgeable pages are more than may stay, 0 before an epoch has ended."""
@@ -68,18 +89,23 @@ def surplus(words: Words, now_ns: int) -> int:
     shift = min(ended, DECAY_EPOCHS)
     for age in range(DECAY_EPOCHS - 1, -1, -1):
         words[DECAY + Y_BACKLOG + age] = words[DECAY + Y_BACKLOG + age - shift] if age >= shift else 0
+    dirty = _marked(words)
     purgeable = purgeable_now(words)
-    words[DECAY + Y_BACKLOG] = max(0, purgeable - words[DECAY + Y_KEPT])
-    words[DECAY + Y_KEPT] = purgeable
-    return max(0, purgeable - _kept_by_age(words))
+    old = max(0, min(words[DECAY + Y_LOW], dirty) - (dirty - purgeable))
+    words[DECAY + Y_LOW] = dirty
+    _shorten(words, old)
+    words[DECAY + Y_BACKLOG] += purgeable - old
+    more = purgeable - _kept_by_age(words)
+    return more if more >= MIN_RUN_PAGES else 0  # fewer are not worth a system call
 
 
 @kernel
 def settle(words: Words, wanted: int, purged: int) -> None:
     """Write down what came of a surplus."""
     words[DECAY + Y_PURGED] += purged
-    words[DECAY + Y_STUCK] += max(0, wanted - purged)
-    words[DECAY + Y_KEPT] = purgeable_now(words)
+    if wanted >= DROP_PAGES:  # a smaller surplus may just be less than a huge unit
+        words[DECAY + Y_STUCK] += max(0, wanted - purged)
+    words[DECAY + Y_LOW] = min(words[DECAY + Y_LOW], _marked(words))
 
 
 @entry

@@ -46,6 +46,7 @@ from realalloc.mm.layout import (
     PAGE_STRUCT_WORDS,
     PG_INFO,
     PG_LINK,
+    Y_LOW,
     Y_NS,
     Z_ALLOCS,
     Z_COUNTS,
@@ -162,9 +163,10 @@ def _find_order(words: Words, zone: int, order: int) -> int:
 
 @kernel
 def account_allocated(words: Words, pages: int) -> None:
-    """Count pages as allocated."""
+    """Count pages, which are committed, as allocated."""
     allocated = words[H_ALLOCATED_PAGES] + pages
     words[H_ALLOCATED_PAGES] = allocated
+    words[DECAY + Y_LOW] = min(words[DECAY + Y_LOW], words[H_COMMITTED_PAGES] - allocated)
     words[H_PEAK_ALLOCATED_PAGES] = max(words[H_PEAK_ALLOCATED_PAGES], allocated)
 
 

@@ -43,7 +43,7 @@ from realalloc.mm.pages import clear_resident_locked, count_resident, is_residen
 from realalloc.mm.prim import MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, madvise
 
 LOOKS = 512  # blocks looked at for each time the lock is held: 5 us
-DROP_PAGES = HUGE_PAGES  # pages given back for each time: 0.1 to 0.3 ms
+DROP_PAGES = HUGE_PAGES  # pages given back for each time, up to twice as many: 0.1 to 0.3 ms
 MIN_RUN_ORDER = 4  # 64 KiB: decay leaves smaller free blocks alone
 MIN_RUN_PAGES = 1 << MIN_RUN_ORDER
 
@@ -83,7 +83,7 @@ def _advise(words: Words, pfn: int, pages: int, advice: int) -> int:
 
 
 @kernel
-def _refuse_huge(words: Words, unit: int) -> int:
+def refuse_huge(words: Words, unit: int) -> int:
     """Have a unit backed by small pages from now on; OK if it is."""
     if is_huge(words, unit) == 0:
         return OK
@@ -134,15 +134,15 @@ def drop_locked(words: Words, pfn: int, pages: int, split: int) -> int:
     head = pfn >> HUGE_ORDER
     tail = end >> HUGE_ORDER
     if pfn & (HUGE_PAGES - 1) != 0 or head == tail:
-        if is_huge(words, head) == 1 and (split == 0 or _refuse_huge(words, head) != OK):
+        if is_huge(words, head) == 1 and (split == 0 or refuse_huge(words, head) != OK):
             pfn = min(end, (head + 1) << HUGE_ORDER)
         head += 1
     cut = 1 if end & (HUGE_PAGES - 1) != 0 and head <= tail and is_huge(words, tail) == 1 else 0
-    if cut == 1 and (split == 0 or _refuse_huge(words, tail) != OK):
+    if cut == 1 and (split == 0 or refuse_huge(words, tail) != OK):
         end = tail << HUGE_ORDER
     if words[H_HUGE] == HUGE_AUTO:
         for unit in range(head, tail):
-            _refuse_huge(words, unit)  # one that stays huge is committed as a whole again
+            refuse_huge(words, unit)  # one that stays huge is committed as a whole again
     dropped = 0
     while pfn < end:
         begin = pfn
@@ -152,17 +152,23 @@ def drop_locked(words: Words, pfn: int, pages: int, split: int) -> int:
             dropped += clear_resident_locked(words, begin, pfn - begin)
         while pfn < end and is_resident(words, pfn) == 0:
             pfn += 1
+    if words[H_HUGE] == HUGE_ALWAYS:
+        for unit in range(head, tail):  # one that was refused, and is empty now, may be huge again
+            if is_huge(words, unit) == 0 and count_resident(words, unit << HUGE_ORDER, (unit + 1) << HUGE_ORDER) == 0:
+                _want_huge(words, unit << HUGE_ORDER, (unit + 1) << HUGE_ORDER)
     return dropped
 
 
 @kernel
 def _drop_some(words: Words, pfn: int, order: int, wanted: int, split: int) -> int:
-    """Give memory of a free block back, about as many pages as wanted."""
-    step = min(1 << order, DROP_PAGES, max(MIN_RUN_PAGES, (wanted + MIN_RUN_PAGES - 1) & -MIN_RUN_PAGES))
+    """Give memory of a free block back: as many pages as wanted, rounded up to runs, huge units rounded to the nearest."""
     dropped = 0
     at = pfn
     end = pfn + (1 << order)
     while at < end and dropped < wanted:
+        step = min(DROP_PAGES, (wanted - dropped + MIN_RUN_PAGES - 1) & -MIN_RUN_PAGES)
+        if 2 * step >= HUGE_PAGES and at & (HUGE_PAGES - 1) == 0 and is_huge(words, at >> HUGE_ORDER) == 1:
+            step = HUGE_PAGES
         stop = min(at + step, end)
         if count_resident(words, at, stop) != 0:
             dropped += drop_locked(words, at, stop - at, split)
@@ -185,6 +191,8 @@ def purge_order_locked(words: Words, order: int, wanted: int, split: int) -> int
         pfn = first(words, z + Z_HEADS + order)
         if count_resident(words, pfn, pfn + (1 << order)) != 0:
             dropped += _drop_some(words, pfn, order, wanted - dropped, split)
+        if dropped >= wanted:  # the next step goes on with this block
+            break
         remove(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
         push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
         looked += 1
@@ -227,8 +235,8 @@ def _admit(words: Words, pfn: int, pages: int) -> int:
     over = words[H_COMMITTED_PAGES] + _fresh(words, pfn, pages) - words[H_LIMIT_PAGES]
     if over <= 0:
         return OK
-    _refuse_huge(words, pfn >> HUGE_ORDER)  # what lies around the pages need not come with them
-    _refuse_huge(words, (pfn + pages - 1) >> HUGE_ORDER)
+    refuse_huge(words, pfn >> HUGE_ORDER)  # what lies around the pages need not come with them
+    refuse_huge(words, (pfn + pages - 1) >> HUGE_ORDER)
     over = words[H_COMMITTED_PAGES] + _fresh(words, pfn, pages) - words[H_LIMIT_PAGES]
     if over > 0 and over <= dirty_pages(words):
         over -= purge_locked(words, over, 0, 1)

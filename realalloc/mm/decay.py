@@ -29,7 +29,7 @@ from realalloc.mm.layout import (
     Y_DRAINED,
     Y_EPOCH_NS,
     Y_EPOCHS,
-    Y_KEPT,
+    Y_LOW,
     Y_NS,
     Y_PENDING,
     Y_SERVED,
@@ -114,7 +114,7 @@ def set_decay(words: Words, decay_ns: int) -> int:
     words[DECAY + Y_PENDING] = 0
     for age in range(DECAY_EPOCHS):
         words[DECAY + Y_BACKLOG + age] = 0
-    words[DECAY + Y_KEPT] = 0  # what is dirty now is as young as can be
+    words[DECAY + Y_LOW] = 0  # what is dirty now is as young as can be
     while decay_ns == 0 and purge_old_lazy_locked(words) > 0:
         pass
     unlock(words)

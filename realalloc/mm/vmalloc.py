@@ -15,6 +15,7 @@ from __future__ import annotations
 from realalloc.mm.atomic import address_of
 from realalloc.mm.backlog import account_freed
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked, free_pages_total
+from realalloc.mm.commit import refuse_huge
 from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -169,6 +170,11 @@ def collect_blocks(words: Words, pages: int, zero: int) -> int:
         if pfn < 0:
             order -= 1
             continue
+        if order < HUGE_ORDER and refuse_huge(words, pfn >> HUGE_ORDER) != OK:
+            # its memory moves away: a touch of its neighbours would bring it back, and count it twice
+            free_block_locked(words, pfn)
+            free_chain(words, head, 0)
+            return ENOMEM
         if last == 0:
             head = pfn
         else:
