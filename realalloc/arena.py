@@ -23,12 +23,12 @@ from realalloc import views
 from realalloc.arrays import ArrayMethods
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
+from realalloc.footprint import FootprintMethods
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
 from realalloc.lease import (
     cfunctions,
     factory,
     forks,
-    kswapd,
     live_exporter,
     make_context,
     pin,
@@ -51,19 +51,17 @@ from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import bias
 from realalloc.mm.buddy import reach, validate_buddy
-from realalloc.mm.commit import purge, set_limit
-from realalloc.mm.decay import serve, set_decay
+from realalloc.mm.decay import set_decay
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
-from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
 from realalloc.sizes import as_bytes, as_decay_ns, as_gfp, as_int, format_bytes
-from realalloc.views import Residency, Stats
+from realalloc.views import Stats
 
 MIN_BYTES = 256 << 10
 ZERO_SIZE_OFFSET = 16  # the kernel's ZERO_SIZE_PTR: inside the header, never a block
@@ -119,7 +117,7 @@ def _interpreter() -> int:
     return ctypes.pythonapi.PyInterpreterState_Get() or 0
 
 
-class Arena(ArrayMethods):
+class Arena(ArrayMethods, FootprintMethods):
     """Memory reserved once and handed out as memoryviews. See DESIGN in ``docs/architecture.md``.
 
     ``size``: bytes, or text such as ``"1GiB"``; metadata included. Keyword-only:
@@ -511,53 +509,6 @@ class Arena(ArrayMethods):
     def meminfo(self) -> str:
         """Totals, as ``/proc/meminfo``."""
         return views.meminfo(self.words)
-
-    def set_limit(self, limit: int | str | None) -> None:
-        """Move the limit on committed bytes, None for all; free memory above it goes back at once.
-
-        ValueError, with the limit where it was, if more than that is in use.
-        """
-        words = self.words
-        start, end = (int(words[layout.ZONES + word]) for word in (layout.Z_START_PFN, layout.Z_END_PFN))
-        pages = end if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES) >> layout.PAGE_SHIFT
-        target = start - int(words[layout.H_META_PAGES]) + min(end - start, pages)
-        if set_limit(words, target) == layout.OK:
-            return
-        reclaim(words)
-        if set_limit(words, target) != layout.OK:
-            used = format_bytes(int(words[layout.H_ALLOCATED_PAGES]) * layout.PAGE_BYTES)
-            raise ValueError(f"limit {limit} is below what is in use: {used}; free some first")
-
-    def set_decay(self, decay: float | None) -> None:
-        """Set after how many seconds freed memory has gone back, from now on; 0: at once, None: never by itself."""
-        decay_ns = as_decay_ns(decay)
-        set_decay(self.words, decay_ns)
-        self._serve(decay_ns)
-
-    def _serve(self, decay_ns: int) -> None:
-        """Have kswapd look after this arena, where it can."""
-        if self._is_served and decay_ns >= 0 and kswapd.start():
-            serve(self._memory.words, 1)
-
-    def residency(self) -> Residency:
-        """Compare the books with the system, page by page (mincore(2)); exact while nobody touches what is not allocated."""
-        return views.residency(self.words)
-
-    def trim(self, keep: int | str = 0) -> int:
-        """Give memory that is not in use back to the system, all but about ``keep`` bytes; return the bytes that went."""
-        words = self.words
-        before = int(words[layout.H_COMMITTED_PAGES])
-        kept = as_bytes(keep, "keep") >> layout.PAGE_SHIFT
-        reclaim(words)
-        if kept:
-            surplus = views.dirty_pages(words) - kept
-            return (int(purge(words, surplus, 0, 1)) if surplus > 0 else 0) << layout.PAGE_SHIFT
-        dropped = np.zeros(1, np.int64)
-        pfn = 0
-        while (pfn := int(trim_span(words, layout.ZONE_NORMAL, pfn, dropped))) != 0:
-            pass
-        retreat(words, layout.ZONE_NORMAL)
-        return max(0, before - int(words[layout.H_COMMITTED_PAGES])) << layout.PAGE_SHIFT
 
     def validate(self) -> None:
         """Walk everything; CorruptionError names the broken invariant."""

@@ -614,7 +614,7 @@ def test_a_limit_bounds_what_can_be_taken_and_can_be_moved(small: ra.Arena) -> N
         arena.set_limit("2MiB")
         more = exhaust(lambda: arena.alloc_pages(0))
         assert len(more) == MIB // PAGE
-        with unchanged(arena), pytest.raises(ValueError, match="below what the arena has reached"):
+        with unchanged(arena), pytest.raises(ValueError, match="below what is in use: 2 MiB; free some"):
             arena.set_limit(MIB)
         more.clear()
         held.clear()

@@ -1,0 +1,86 @@
+"""How much memory an arena holds, for Python: the limit, decay, trimming, and the books compared with the system.
+
+Guarantees: what these give back is free memory alone; pages in use are never touched. Bytes that are returned as given back
+did hold memory, by the books.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from realalloc import views
+from realalloc.lease import kswapd
+from realalloc.mm import layout
+from realalloc.mm.commit import purge, set_limit
+from realalloc.mm.decay import serve, set_decay
+from realalloc.mm.hollow import VECTOR_WORDS, hollow
+from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from realalloc.sizes import as_bytes, as_decay_ns, format_bytes
+from realalloc.views import Residency
+
+
+class FootprintMethods:
+    """What an arena says and does about the memory that it holds."""
+
+    _is_served: bool
+
+    if TYPE_CHECKING:
+
+        @property
+        def words(self) -> Any:
+            """The arena's words."""
+
+    def set_limit(self, limit: int | str | None) -> None:
+        """Move the limit on committed bytes, None for all; free memory above it goes back at once.
+
+        ValueError, with the limit where it was, if more than that is in use.
+        """
+        words = self.words
+        start, end = (int(words[layout.ZONES + word]) for word in (layout.Z_START_PFN, layout.Z_END_PFN))
+        pages = end if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES) >> layout.PAGE_SHIFT
+        target = start - int(words[layout.H_META_PAGES]) + min(end - start, pages)
+        if set_limit(words, target) == layout.OK:
+            return
+        reclaim(words)
+        if set_limit(words, target) != layout.OK:
+            used = format_bytes(int(words[layout.H_ALLOCATED_PAGES]) * layout.PAGE_BYTES)
+            raise ValueError(f"limit {limit} is below what is in use: {used}; free some first")
+
+    def set_decay(self, decay: float | None) -> None:
+        """Set after how many seconds freed memory has gone back, from now on; 0: at once, None: never by itself."""
+        decay_ns = as_decay_ns(decay)
+        set_decay(self.words, decay_ns)
+        self._serve(decay_ns)
+
+    def _serve(self, decay_ns: int) -> None:
+        """Have kswapd look after this arena, where it can."""
+        if self._is_served and decay_ns >= 0 and kswapd.start():
+            serve(self.words, 1)
+
+    def residency(self) -> Residency:
+        """Compare the books with the system, page by page (mincore(2)); exact while nobody touches what is not allocated."""
+        return views.residency(self.words)
+
+    def trim(self, keep: int | str = 0) -> int:
+        """Give memory that is not in use back to the system, all but about ``keep`` bytes; return the bytes that went.
+
+        With ``keep=0`` slabs that are partly in use give back the pages in them that are not; those stay committed.
+        """
+        words = self.words
+        hollowed = 0
+        before = int(words[layout.H_COMMITTED_PAGES])
+        kept = as_bytes(keep, "keep") >> layout.PAGE_SHIFT
+        reclaim(words)
+        if kept:
+            purge(words, max(0, views.dirty_pages(words) - kept), 0, 1)
+        else:
+            dropped = np.zeros(1, np.int64)
+            pfn = 0
+            while (pfn := int(trim_span(words, layout.ZONE_NORMAL, pfn, dropped))) != 0:
+                pass
+            retreat(words, layout.ZONE_NORMAL)
+            scratch = np.zeros(VECTOR_WORDS, np.int64)
+            hollowed = sum(int(hollow(words, c, scratch)) for c in views.caches(words))
+        return (max(0, before - int(words[layout.H_COMMITTED_PAGES])) + hollowed) << layout.PAGE_SHIFT
