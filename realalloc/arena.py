@@ -162,14 +162,14 @@ class Arena(ArrayMethods, FootprintMethods):
         plan = layout.plan(nbytes, order, as_bytes(lock, "lock"), bound)
         if plan.dma_end_pfn >= plan.end_pfn:
             raise ValueError(f"a locked zone of {lock} leaves nothing of an arena of {format_bytes(nbytes)}")
+        self._size = nbytes
+        self._gate = (ctypes.c_int64 * 1)()  # shut, should what follows be interrupted
         with compile_progress():
             self._leases = factory()
             self._memory = self._map(plan, HUGE[huge_pages], prefault=bool(prefault))
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
-        self._size = nbytes
-        self._base = self._memory.address
-        self._gate = (ctypes.c_int64 * 1)(self._base)
+        self._base = self._gate[0] = self._memory.address
         self._stubs: cfunctions.Addresses | None = None
         context = make_context(self._gate, 0, 0, 0)
         self.kmalloc: Callable[..., memoryview] = self._leases.bind_kmalloc(context, self._kmalloc)
@@ -297,7 +297,7 @@ class Arena(ArrayMethods, FootprintMethods):
 
     def __del__(self) -> None:
         """Close what nobody closed, and say so, as files and sockets do."""
-        if getattr(self, "_memory", None) is not None and not sys.is_finalizing():
+        if getattr(self, "_memory", None) is not None and self._gate[0] != 0 and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -19,6 +19,7 @@ from numba import types
 
 from realalloc.lease.capi import immortal, words_at
 from realalloc.lease.forks import (
+    T_AGAIN,
     T_GUARD,
     T_LENGTH,
     T_STOP,
@@ -80,20 +81,23 @@ def _guard(words: Words) -> None:
 
 
 @entry
-def start_thread(words: Words, function: int) -> int:
-    """Start kswapd at ``function`` unless it runs; return 0 if there is no thread to be had. One step for signal handlers."""
+def start_thread(words: Words, function: int, again: int) -> int:
+    """Start kswapd at ``function`` unless it runs, ``again`` if a fork stopped it; return 0 if it does not run now. One step
+    for signal handlers, as is the next.
+    """
     _guard(words)
-    if words[T_THREAD] == 0:
+    if words[T_THREAD] == 0 and (again == 0 or words[T_AGAIN] != 0):
         made = thread_start(function)
         words[T_THREAD] = max(0, made)
+    words[T_AGAIN] = 0
     running = words[T_THREAD]
     atomic_store(words, T_GUARD, 0)
     return running
 
 
 @entry
-def stop_thread(words: Words) -> int:
-    """Stop kswapd and wait for its end; return 0 if it did not run."""
+def stop_thread(words: Words, again: int) -> int:
+    """Stop kswapd and wait for its end, to start it ``again``; return 0 if it did not run."""
     _guard(words)
     running = words[T_THREAD]
     if running != 0:
@@ -101,6 +105,7 @@ def stop_thread(words: Words) -> int:
         futex_wake_all(address_of(words) + T_STOP * WORD_BYTES)
         thread_join(running)
         words[T_THREAD] = 0
+        words[T_AGAIN] = again
         atomic_store(words, T_STOP, 0)
     atomic_store(words, T_GUARD, 0)
     return running
@@ -111,7 +116,6 @@ class _Process:
 
     function = 0  # address of the machine code, 0 before it is compiled
     is_over = False  # the interpreter goes
-    stopped_for_fork = False
 
 
 def start() -> bool:
@@ -123,12 +127,12 @@ def start() -> bool:
         for callee in made:
             callee.compile()
         _Process.function = int(immortal(c_function(kswapd, types.int64(types.int64))).address)
-    return start_thread(table, _Process.function) != 0
+    return start_thread(table, _Process.function, 0) != 0
 
 
 def stop() -> bool:
     """Stop kswapd; return whether it ran."""
-    return JIT and _Process.function != 0 and stop_thread(table) != 0
+    return JIT and _Process.function != 0 and stop_thread(table, 0) != 0
 
 
 def is_running() -> bool:
@@ -137,13 +141,13 @@ def is_running() -> bool:
 
 
 def _before_fork() -> None:
-    _Process.stopped_for_fork = stop()
+    if _Process.function != 0:
+        stop_thread(table, 1)
 
 
 def _after_fork() -> None:
-    if _Process.stopped_for_fork:
-        _Process.stopped_for_fork = False
-        start()
+    if _Process.function != 0 and not _Process.is_over:
+        start_thread(table, _Process.function, 1)
 
 
 def _at_exit() -> None:
