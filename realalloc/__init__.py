@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from realalloc.callpool import CallPool
     from realalloc.mempool import MemPool
     from realalloc.objectpool import ObjectPool
+    from realalloc.shrinker import SHRINK_EMPTY, SHRINK_STOP, Shrinker, ShrinkerStats
     from realalloc.views import CacheStats, PoolStats, Stats
 
 __version__ = "0.1.0"
@@ -42,6 +43,10 @@ _LAZY = {
     "KmemCache": "realalloc.cache",
     "MemPool": "realalloc.mempool",
     "ObjectPool": "realalloc.objectpool",
+    "SHRINK_EMPTY": "realalloc.shrinker",
+    "SHRINK_STOP": "realalloc.shrinker",
+    "Shrinker": "realalloc.shrinker",
+    "ShrinkerStats": "realalloc.shrinker",
     "CacheStats": "realalloc.views",
     "PoolStats": "realalloc.views",
     "Stats": "realalloc.views",
@@ -61,6 +66,8 @@ __all__ = [
     "GFP_NOWARN",
     "GFP_RECLAIM",
     "GFP_ZERO",
+    "SHRINK_EMPTY",
+    "SHRINK_STOP",
     "Arena",
     "ArenaClosed",
     "CacheStats",
@@ -73,6 +80,8 @@ __all__ = [
     "OutOfMemory",
     "Pages",
     "PoolStats",
+    "Shrinker",
+    "ShrinkerStats",
     "Stats",
     "default_arena",
 ]

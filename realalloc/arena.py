@@ -50,6 +50,7 @@ from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
+from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_gfp, as_int, format_bytes
 from realalloc.views import Stats
 
@@ -152,6 +153,7 @@ class Arena(ArrayMethods):
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
         self._size = nbytes
+        self._shrinkers = Shrinkers()
         self._base = self._memory.address
         self._gate = (ctypes.c_int64 * 1)(self._base)
         self._stubs: cfunctions.Addresses | None = None
@@ -253,6 +255,7 @@ class Arena(ArrayMethods):
         # A lease of our own: whichever dies last, this one or a user's, unmaps the range, in one step under the GIL.
         last = self._leases.attempt(self._base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
         words[layout.H_CLOSED] = 1
+        self._shrinkers.close()
         take_down_shelves(self._base)
         retire_threads(words)
         _arenas.discard(self)
@@ -296,12 +299,34 @@ class Arena(ArrayMethods):
     def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
         """Allocate and lease in one step, or raise what the status means."""
         words = self.words  # keeps the range mapped if another thread closes the arena now
-        found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
-        if type(found) is memoryview:
+        found = self._attempt(verb, argument, gfp, length)
+        if found is None and self._shrinkers:
+            found = self._shrinkers.relieve(words, lambda: self._attempt(verb, argument, gfp, length), gfp, length)
+        if found is not None:
             return found
         del words
         self._check_open()
         raise self._out_of_memory(what, gfp)
+
+    def _attempt(self, verb: int, argument: int, gfp: int, length: int) -> memoryview | None:
+        self._check_open()
+        found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
+        return found if type(found) is memoryview else None
+
+    def _pressed(self, kernel: Callable[[], int], nbytes: int, gfp: int = 0) -> int:
+        """Call a kernel that returns a status; while it says ENOMEM, shrinkers are asked, as for GFP_KERNEL."""
+        words = self.words
+        status = int(kernel())
+        if status == layout.ENOMEM and self._shrinkers:
+
+            def attempt() -> int | None:
+                self._check_open()
+                again = int(kernel())
+                return None if again == layout.ENOMEM else again
+
+            found = self._shrinkers.relieve(words, attempt, gfp | GFP_KERNEL, nbytes)
+            return status if found is None else found
+        return status
 
     def _out_of_memory(self, what: str, gfp: int) -> OutOfMemory:
         return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp)}")
@@ -354,7 +379,7 @@ class Arena(ArrayMethods):
         """Return a buffer of ``size`` bytes that begins with the old contents; the old handle is dead.
 
         The same block if ``size`` fits it, else a new one and ``min(old, new)`` bytes copied. On failure the old buffer
-        is untouched. None allocates; size 0 frees and returns a zero-size buffer.
+        is untouched. None allocates; size 0 frees and returns a zero-size buffer. InvalidFree where a shrinker freed it.
         """
         nbytes, flags = as_int(size, "size"), as_gfp(gfp)
         if buf is None:
@@ -373,10 +398,16 @@ class Arena(ArrayMethods):
             if flags & GFP_ZERO and nbytes > old:
                 fresh[old:] = bytes(nbytes - old)
             return fresh
+        del exporter  # or a shrinker that frees the buffer would free nothing
         fresh = self._kmalloc(nbytes, flags)
         copied = min(old, nbytes)
-        fresh[:copied] = buf[:copied]
-        self.kfree(buf)
+        try:
+            self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC), "krealloc: a shrinker freed the buffer")
+            fresh[:copied] = buf[:copied]
+            self.kfree(buf)
+        except BaseException:
+            fresh.release()
+            raise
         return fresh
 
     def kfree_sensitive(self, buf: memoryview | None) -> None:
@@ -401,14 +432,15 @@ class Arena(ArrayMethods):
             self._release(buf, (VERB_VMALLOC,), "vfree")
 
     def kvmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page."""
-        nbytes = as_int(size, "size")
-        try:
-            return self._kmalloc(nbytes, gfp)
-        except OutOfMemory:
-            if nbytes <= layout.PAGE_BYTES:
-                raise
-            return self.vmalloc(nbytes, gfp)
+        """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page.
+
+        Shrinkers are not asked for a contiguous block above a page (kernel: kmalloc_gfp_adjust).
+        """
+        nbytes, flags = as_int(size, "size"), as_gfp(gfp)
+        if nbytes <= layout.PAGE_BYTES:
+            return self._kmalloc(nbytes, flags)
+        found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes)
+        return self.vmalloc(nbytes, flags) if found is None else found
 
     # -- pages ------------------------------------------------------------------------------------------------------------
 
@@ -498,6 +530,27 @@ class Arena(ArrayMethods):
         target = min(end, int(words[zone + layout.Z_START_PFN]) + pages)
         if set_limit(words, layout.ZONE_NORMAL, target) != layout.OK:
             raise ValueError(f"limit {limit} is below what the arena has reached; trim() first")
+
+    def register_shrinker(
+        self,
+        count: Callable[[], int],
+        scan: Callable[[int], int],
+        seeks: int = DEFAULT_SEEKS,
+        *,
+        batch: int = SHRINK_BATCH,
+        name: str | None = None,
+    ) -> Shrinker:
+        """Register functions that give memory up before an allocation fails; close the result to unregister them.
+
+        ``count()`` returns how many objects could be freed, 0 or SHRINK_EMPTY for none. ``scan(n)`` looks at ``n`` of them, at
+        most ``batch`` a call, and returns how many it freed, or SHRINK_STOP. ``seeks``: what one costs to make again, as
+        disk seeks; 2 is usual, more is asked less, 0 gives half at once. Kernel: shrinker_register, do_shrink_slab.
+        They run in the thread whose allocation finds no memory, without any lock of the arena; never for GFP_NOWAIT or
+        GFP_ATOMIC, never inside each other, a garbage collection or a ``__del__``, never for NumPy's or jitted requests. What
+        they raise goes to ``sys.unraisablehook``. See docs/shrinkers.md. TypeError or ValueError for bad arguments.
+        """
+        self._check_open()
+        return self._shrinkers.register(count, scan, seeks, batch, name)
 
     def trim(self) -> int:
         """Give every page that is not in use back to the system; return the bytes that held memory."""

@@ -21,7 +21,7 @@ PAGE = at.PAGE_BYTES
 INTERNAL = ("freemap", "sheaf")  # caches whose objects are metadata
 
 
-class _Record:
+class Record:
     """Shared by the records: ``as_dict``."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class _Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats(_Record):
+class Stats(Record):
     """Where an arena's memory is, in bytes unless named otherwise."""
 
     size: int
@@ -57,7 +57,7 @@ class Stats(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class CacheStats(_Record):
+class CacheStats(Record):
     """Objects and slabs of one cache."""
 
     name: str
@@ -79,7 +79,7 @@ class CacheStats(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolStats(_Record):
+class PoolStats(Record):
     """Where a pool's elements came from and went to."""
 
     min_nr: int
