@@ -99,7 +99,7 @@ class Shrinker:
     Registered until :meth:`close`, the end of its ``with`` block, or the arena's close.
     """
 
-    __slots__ = ("__weakref__", "_calls", "_count", "_deferred", "_home", "_scan", "batch", "name", "seeks")
+    __slots__ = ("__weakref__", "_calls", "_deferred", "_home", "batch", "name", "seeks")
 
     def __init__(
         self,
@@ -119,23 +119,21 @@ class Shrinker:
         self.seeks = as_int(seeks, "seeks")
         self.batch = as_int(batch, "batch", 1)
         self.name: str = name or getattr(scan, "__qualname__", None) or type(scan).__name__
-        self._count: Callable[[], int] | None = count
-        self._scan: Callable[[int], int] | None = scan
-        self._home = weakref.ref(home)  # a handle that is kept keeps neither the arena nor other shrinkers
+        self._home = weakref.ref(home)  # which has the functions: a handle that is kept keeps nothing else alive
         self._deferred = 0
         self._calls = dict.fromkeys(("counts", "scans", "scanned", "freed", "stops", "errors"), 0)
 
     @property
     def closed(self) -> bool:
         """Whether it is no longer registered."""
-        return self._count is None
+        home = self._home()
+        return home is None or self not in home.functions
 
     def close(self) -> None:
         """Unregister: no call begins any more; one that another thread is in comes to its end. Idempotent."""
         home = self._home()
-        self._count = self._scan = None
         if home is not None:
-            home.forget(self)
+            home.functions.pop(self, None)
 
     unregister = close
 
@@ -160,10 +158,8 @@ class Shrinker:
 
     # -- one step: kernel, do_shrink_slab --------------------------------------------------------------------------------
 
-    def _ask(self, what: str, function: Callable[..., int] | None, other: int, *args: int) -> int:
+    def _ask(self, what: str, function: Callable[..., int], other: int, *args: int) -> int:
         """Call a function of the user's: a count, or ``other``. What it raises is reported, and counts as SHRINK_STOP."""
-        if function is None:  # unregistered meanwhile
-            return SHRINK_STOP
         self._calls["counts" if what == "count" else "scans"] += 1
         try:
             found = as_int(function(*args), f"what {what} returns", SHRINK_EMPTY, sys.maxsize)
@@ -181,7 +177,12 @@ class Shrinker:
 
     def step(self, priority: int) -> Step:
         """Have ``freeable >> priority`` and what was deferred scanned, in batches."""
-        freeable = self._ask("count", self._count, SHRINK_EMPTY)
+        home = self._home()
+        functions = None if home is None else home.functions.get(self)
+        if functions is None:
+            return Step(0, 0, 0)
+        count, scan = functions
+        freeable = self._ask("count", count, SHRINK_EMPTY)
         if freeable <= 0:
             return Step(0, 0, 0)
         if self.seeks:
@@ -193,7 +194,7 @@ class Shrinker:
         scans = scanned = freed = 0
         while (left >= self.batch or left >= freeable) and left > 0 and scans < MAX_BATCHES and not self.closed:
             share = min(self.batch, left)
-            found = self._ask("scan", self._scan, SHRINK_STOP, share)
+            found = self._ask("scan", scan, SHRINK_STOP, share)
             scans += 1
             if found == SHRINK_STOP:
                 self._calls["stops"] += 1
@@ -212,32 +213,28 @@ class Shrinkers:
 
     def __init__(self) -> None:
         """Hold none."""
-        self._all: dict[Shrinker, None] = {}  # each use is one atomic step: signal handlers may register and close, too
+        # Each use is one atomic step: signal handlers may register and close, too.
+        self.functions: dict[Shrinker, tuple[Callable[[], int], Callable[[int], int]]] = {}
         self._turn = threading.RLock()  # only an RLock can tell who was interrupted whether it has it
         self._closed = False
         _registries.add(self)
 
     def __len__(self) -> int:
         """Return how many there are: none is what makes a failed allocation as cheap as it was."""
-        return len(self._all)
+        return len(self.functions)
 
     def register(self, count: Any, scan: Any, seeks: int, batch: int, name: str | None) -> Shrinker:
         """Check and add one."""
         made = Shrinker(self, count, scan, seeks, batch, name)
         if _watch_collections not in gc.callbacks:
             gc.callbacks.append(_watch_collections)
-        self._all[made] = None
+        self.functions[made] = (count, scan)
         return made
-
-    def forget(self, shrinker: Shrinker) -> None:
-        """Take one off the list, if it is there."""
-        self._all.pop(shrinker, None)
 
     def close(self) -> None:
         """Unregister all, and begin no call any more."""
         self._closed = True
-        for shrinker in list(self._all):
-            shrinker.close()
+        self.functions.clear()
 
     def relieve(self, words: Words, attempt: Callable[[], T | None], gfp: int, nbytes: int = 0) -> T | None:
         """Run shrinkers until ``attempt`` returns something, or none of them helps; None then.
@@ -245,7 +242,7 @@ class Shrinkers:
         ``attempt`` failed before; it may raise, and so may Ctrl-C. Flags without GFP_DIRECT_RECLAIM run none, with
         GFP_NORETRY one round (kernel: __alloc_pages_slowpath). ``words`` keeps the range mapped.
         """
-        if not self._all or not gfp & GFP_DIRECT_RECLAIM or not _may_run() or not could_fit(words, gfp, nbytes):
+        if not self.functions or not gfp & GFP_DIRECT_RECLAIM or not _may_run() or not could_fit(words, gfp, nbytes):
             return None
         turn = self._turn
         try:
@@ -283,7 +280,7 @@ class Shrinkers:
 
     def _step(self, priority: int) -> Step:
         scans = freed = due = 0
-        for shrinker in list(self._all):  # those that are registered now; one that goes meanwhile is not asked
+        for shrinker in list(self.functions):  # those that are registered now; one that goes meanwhile is not asked
             step = shrinker.step(priority)
             scans, freed, due = scans + step.scans, freed + step.freed, due + step.due
         return Step(scans, freed, due)
