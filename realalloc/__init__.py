@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from realalloc.arena import Arena, Pages, default_arena
     from realalloc.cache import KmemCache
     from realalloc.callpool import CallPool
+    from realalloc.fragmentation import CacheWaste, Fragmentation, ZoneFragmentation
     from realalloc.mempool import MemPool
     from realalloc.objectpool import ObjectPool
     from realalloc.shrinker import SHRINK_EMPTY, SHRINK_STOP, Shrinker, ShrinkerStats
@@ -40,6 +41,9 @@ _LAZY = {
     "Pages": "realalloc.arena",
     "default_arena": "realalloc.arena",
     "CallPool": "realalloc.callpool",
+    "CacheWaste": "realalloc.fragmentation",
+    "Fragmentation": "realalloc.fragmentation",
+    "ZoneFragmentation": "realalloc.fragmentation",
     "KmemCache": "realalloc.cache",
     "MemPool": "realalloc.mempool",
     "ObjectPool": "realalloc.objectpool",
@@ -71,8 +75,10 @@ __all__ = [
     "Arena",
     "ArenaClosed",
     "CacheStats",
+    "CacheWaste",
     "CallPool",
     "CorruptionError",
+    "Fragmentation",
     "InvalidFree",
     "KmemCache",
     "MemPool",
@@ -83,6 +89,7 @@ __all__ = [
     "Shrinker",
     "ShrinkerStats",
     "Stats",
+    "ZoneFragmentation",
     "default_arena",
 ]
 

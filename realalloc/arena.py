@@ -23,6 +23,7 @@ from realalloc import views
 from realalloc.arrays import ArrayMethods
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
+from realalloc.fragmentation import Fragmentation
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
 from realalloc.lease import cfunctions, factory, forks, live_exporter, make_context, pin, release_handle, set_length
 from realalloc.lease.blocks import (
@@ -306,7 +307,11 @@ class Arena(ArrayMethods):
             return found
         del words
         self._check_open()
-        raise self._out_of_memory(what, gfp)
+        raise self._out_of_memory(what, gfp, length if self._is_contiguous(verb, length) else 0)
+
+    def _is_contiguous(self, verb: int, nbytes: int) -> bool:
+        whole = nbytes <= layout.PAGE_BYTES << int(self._memory.words[layout.H_MAX_ORDER])
+        return verb in (VERB_PAGES, VERB_RUN) or (verb == VERB_KMALLOC and whole)
 
     def _attempt(self, verb: int, argument: int, gfp: int, length: int) -> memoryview | None:
         self._check_open()
@@ -328,8 +333,8 @@ class Arena(ArrayMethods):
             return status if found is None else found
         return status
 
-    def _out_of_memory(self, what: str, gfp: int) -> OutOfMemory:
-        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp)}")
+    def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0) -> OutOfMemory:
+        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp, nbytes)}")
 
     def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:
         """Return the exporter of a handle that may be freed by one of ``verbs``; InvalidFree otherwise."""
@@ -508,6 +513,18 @@ class Arena(ArrayMethods):
     def pagetypeinfo(self) -> str:
         """Free blocks by migrate type, as ``/proc/pagetypeinfo``."""
         return views.pagetypeinfo(self.words)
+
+    def extfrag_index(self) -> str:
+        """Why requests of each order would fail, as ``/sys/kernel/debug/extfrag/extfrag_index``; see docs/fragmentation.md."""
+        return views.extfrag_index(self.words)
+
+    def unusable_index(self) -> str:
+        """Share of free pages of no use to each order, as ``/sys/kernel/debug/extfrag/unusable_index``."""
+        return views.unusable_index(self.words)
+
+    def fragmentation(self) -> Fragmentation:
+        """Survey free blocks, the largest requests that can be served, waste in slabs. Walks every block, with the lock."""
+        return views.report_fragmentation(self.words)
 
     def slabinfo(self) -> str:
         """Caches, as ``/proc/slabinfo`` version 2.1."""

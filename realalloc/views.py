@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from realalloc import fragmentation
 from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
@@ -42,6 +43,9 @@ class Stats(Record):
     peak_allocated: int
     free: int
     largest_free: int  # largest block that one request for pages could get now
+    unusable_index: (
+        int  # thousandths of the ordinary zone's free pages that are in no block of 2 MiB (or the largest order)
+    )
     slab: int
     slab_used: int  # objects in use
     vmalloc: int
@@ -242,12 +246,26 @@ def zone_free_pages(words: Words, zone: int) -> int:
     return z[at.Z_FREE_PAGES] + z[at.Z_LIMIT_PFN] - z[at.Z_FRONTIER_PFN]
 
 
+def _free_before(words: Words, start: int, pfn: int, max_order: int) -> int:
+    """Return the order of the free block that ends at a pfn which is no end of a largest block, -1 if there is none."""
+    for order in range(min(max_order, (pfn & -pfn).bit_length())):
+        begin = pfn - (1 << order)
+        info = int(words[at.MEMMAP + begin * at.PAGE_STRUCT_WORDS + at.PG_INFO]) if begin >= start else 0
+        wanted = at.KIND_FREE | order << at.ORDER_SHIFT
+        if pfn & ((1 << max_order) - 1) and info & (at.KIND_MASK | at.ORDER_MASK << at.ORDER_SHIFT) == wanted:
+            return order
+    return -1
+
+
 def free_blocks(words: Words, zone: int) -> list[int]:
     """Count free blocks by order; pages behind the frontier count as the blocks they will become."""
     z = _zone(words, zone)
     orders = int(words[at.H_MAX_ORDER]) + 1
     counts = z[at.Z_COUNTS : at.Z_COUNTS + orders]
     pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_LIMIT_PFN]
+    while pfn < limit and (order := _free_before(words, z[at.Z_START_PFN], pfn, orders - 1)) >= 0:
+        counts[order] -= 1  # it will merge with pages that are not reached yet
+        pfn -= 1 << order
     while pfn < limit:
         order = min(orders - 1, (pfn & -pfn).bit_length() - 1, (limit - pfn).bit_length() - 1)
         many = (limit - pfn) >> order if order == orders - 1 else 1
@@ -287,6 +305,7 @@ def stats(words: Words, size: int) -> Stats:
         peak_allocated=int(words[at.H_PEAK_ALLOCATED_PAGES]) * PAGE,
         free=sum(zone_free_pages(words, zone) for zone in zones) * PAGE,
         largest_free=max(largest_free(words, zone) for zone in zones),
+        unusable_index=_unusable(words),
         slab=slab_pages * PAGE,
         slab_used=sum(s.active_objects * s.object_bytes for s in every),
         vmalloc=int(words[at.H_VM_PAGES]) * PAGE,
@@ -303,8 +322,36 @@ def stats(words: Words, size: int) -> Stats:
     )
 
 
-def shortage(words: Words, gfp: int) -> str:
-    """Say what is free, and which knob to turn: the second half of an OutOfMemory."""
+def _unusable(words: Words) -> int:
+    return fragmentation.indices(free_blocks(words, at.ZONE_NORMAL))[1][min(at.HUGE_ORDER, int(words[at.H_MAX_ORDER]))]
+
+
+def report_fragmentation(words: Words) -> fragmentation.Fragmentation:
+    """Survey zones, window and slabs."""
+    return fragmentation.fragmentation(words, ZONE_NAMES, {c: cache_name(words, c) for c in caches(words)})
+
+
+def _index_lines(words: Words, which: int) -> str:
+    lines = []
+    for zone in range(int(words[at.H_NR_ZONES]) - 1, -1, -1):
+        every = fragmentation.indices(free_blocks(words, zone))[which]
+        columns = "".join(f"{fragmentation.thousandths(index)} " for index in every)
+        lines.append(f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {columns}\n")
+    return "".join(lines)
+
+
+def extfrag_index(words: Words) -> str:
+    """Say why requests of each order fail, a line a zone, as /sys/kernel/debug/extfrag/extfrag_index."""
+    return _index_lines(words, 0)
+
+
+def unusable_index(words: Words) -> str:
+    """Share of free pages of no use to each order, a line a zone, as /sys/kernel/debug/extfrag/unusable_index."""
+    return _index_lines(words, 1)
+
+
+def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
+    """Say what is free, and which knob to turn: the second half of an OutOfMemory. ``nbytes``: contiguous bytes wanted."""
     zone = at.ZONE_DMA if gfp & GFP_DMA else at.ZONE_NORMAL
     if zone >= words[at.H_NR_ZONES]:
         return "this arena has no locked zone; make it with Arena(..., lock=bytes)"
@@ -317,7 +364,8 @@ def shortage(words: Words, gfp: int) -> str:
         knob = "raise limit= or set_limit()" if z[at.Z_LIMIT_PFN] < z[at.Z_END_PFN] else "raise the arena's size"
     held = int(words[at.H_LEASES])
     return (
-        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}, largest block "
+        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}"
+        f"{fragmentation.why(free_blocks(words, zone), nbytes)}, largest block "
         f"{format_bytes(largest_free(words, zone))}, {held} buffers leased to Python; free some, or {knob}"
     )
 
