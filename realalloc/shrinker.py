@@ -13,12 +13,12 @@ Invariant, of a shrinker that keeps its word:     deferred = min(deferred before
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -43,7 +43,15 @@ TURN_SECONDS: Final = 1.0  # a shrinker may wait for what the waiting thread hol
 
 _here = threading.local()  # .busy: this thread is inside of here
 _registries: weakref.WeakSet[Shrinkers] = weakref.WeakSet()
-_collecting: list[int] = [0]  # the thread that collects garbage, once somebody watches
+# Written by callbacks of the collector that run no bytecode: in one that did, a Ctrl-C that came during the collection would
+# be handled, and lost.
+_phases = OrderedDict.fromkeys(("start", "stop"))  # the present phase is last
+_latest: dict[str, Any] = {}  # what all callbacks are given
+_watchers: Final[tuple[Any, ...]] = (
+    _phases.move_to_end,
+    _latest.__setitem__,
+    _here.__setattr__,
+)  # the last one: for the collecting thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +234,9 @@ class Shrinkers:
     def register(self, count: Any, scan: Any, seeks: int, batch: int, name: str | None) -> Shrinker:
         """Check and add one."""
         made = Shrinker(self, count, scan, seeks, batch, name)
-        if _watch_collections not in gc.callbacks:
-            gc.callbacks.append(_watch_collections)
+        for watcher in _watchers:
+            if watcher not in gc.callbacks:
+                gc.callbacks.append(watcher)
         self.functions[made] = (count, scan)
         return made
 
@@ -254,9 +263,11 @@ class Shrinkers:
                     return found
             return self._rounds(words, attempt, gfp)
         finally:
-            with contextlib.suppress(RuntimeError):  # it is not ours
+            _here.busy = False  # no call before this and the release: no Ctrl-C is looked at
+            try:  # noqa: SIM105
                 turn.release()
-            _here.busy = False
+            except RuntimeError:  # it is not ours
+                pass
 
     def _rounds(self, words: Words, attempt: Callable[[], T | None], gfp: int) -> T | None:
         lowest = int(words[layout.H_ALLOCATED_PAGES])
@@ -306,7 +317,7 @@ def could_fit(words: Words, gfp: int, nbytes: int) -> bool:
 
 def _may_run() -> bool:
     """Tell whether code of the user's may run here: not inside a shrinker, a collection or a ``__del__``, not at exit."""
-    if getattr(_here, "busy", False) or _collecting[0] == threading.get_ident() or sys.is_finalizing():
+    if getattr(_here, "busy", False) or _is_collecting() or sys.is_finalizing():
         return False
     frame = sys._getframe(1)
     while frame.f_back is not None:
@@ -316,13 +327,12 @@ def _may_run() -> bool:
     return True
 
 
-def _watch_collections(phase: str, _info: dict[str, int]) -> None:
-    _collecting[0] = threading.get_ident() if phase == "start" else 0
+def _is_collecting() -> bool:
+    """Tell whether this very thread is inside a collection."""
+    return next(reversed(_phases)) == "start" and getattr(_here, "start", None) is _latest.get("start")
 
 
 def _after_fork_in_child() -> None:
-    if _collecting[0] != threading.get_ident():
-        _collecting[0] = 0
     for registry in list(_registries):
         registry.after_fork()
 

@@ -620,6 +620,99 @@ def test_never_from_del_nor_inside_a_collection(small: ra.Arena) -> None:
     images.held.clear()
 
 
+def test_a_collection_of_another_thread_is_no_hindrance(small: ra.Arena) -> None:
+    images = Images(small).fill()
+    inside, go = threading.Event(), threading.Event()
+
+    class Slow:
+        me: Any = None
+
+        def __del__(self) -> None:
+            inside.set()
+            go.wait(60)
+
+    def collect() -> None:
+        slow = Slow()
+        slow.me = slow
+        del slow
+        gc.collect()
+
+    with images.register():
+        worker = Worker(collect)
+        try:
+            assert inside.wait(60) and next(reversed(room._phases)) == "start"
+            small.free_pages(small.alloc_pages(0))
+        finally:
+            go.set()
+            worker.result()
+    images.held.clear()
+
+
+def test_what_watches_collections_runs_no_bytecode(small: ra.Arena) -> None:
+    """Else a Ctrl-C that comes during a collection would be handled in it, where exceptions are ignored."""
+    with Images(small).register():
+        assert set(room._watchers) <= set(gc.callbacks)
+        assert not any(hasattr(watcher, "__code__") or hasattr(watcher, "__func__") for watcher in room._watchers)
+        Images(small).register().close()
+        assert all(gc.callbacks.count(watcher) == 1 for watcher in room._watchers)
+
+
+@pytest.mark.skipif(not JIT, reason="kernels in Python cannot bear exceptions")
+def test_interrupts_at_any_moment_leave_everything_as_it_was() -> None:
+    quiet_child(
+        """
+import gc, random, signal, threading, time
+import realalloc as ra
+from realalloc import shrinker as room
+
+class Boom(BaseException):
+    pass
+
+def boom(*_):
+    raise Boom
+
+def free(number):
+    freed = min(number, len(held))
+    del held[:freed]
+    return freed
+
+arena = ra.Arena("1MiB", max_order=4)
+held, hits, rounds = [], 0, 0
+signal.signal(signal.SIGALRM, boom)
+arena.register_shrinker(lambda: len(held), free, batch=4)
+end = time.monotonic() + 20
+while hits < 200 and time.monotonic() < end:
+    try:
+        while True:
+            held.append(arena.kmalloc(4096, ra.GFP_NOWAIT))
+    except ra.OutOfMemory:
+        pass
+    made = None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.random() * 3e-4 + 1e-6)
+        made = arena.alloc_pages(2), arena.kmalloc(9000)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Boom:
+        hits += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert not getattr(room._here, "busy", False)
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(arena._shrinkers._turn.acquire(blocking=False)))
+    thread.start()
+    thread.join()
+    assert taken == [True]
+    arena._shrinkers.after_fork()  # takes the turn from the thread that is gone
+assert hits, hits
+made = None
+held.clear()
+gc.collect()
+arena.validate()
+assert arena.stats().leases == 0
+arena.close()
+"""
+    )
+
+
 @pytest.mark.skipif(not JIT, reason="NumPy's hook takes machine code")
 def test_numpys_handler_and_jitted_code_run_none(small: ra.Arena) -> None:
     from realalloc.jit import kmalloc
