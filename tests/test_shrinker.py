@@ -681,7 +681,7 @@ held, hits, rounds = [], 0, 0
 signal.signal(signal.SIGALRM, boom)
 arena.register_shrinker(lambda: len(held), free, batch=4)
 end = time.monotonic() + 20
-while hits < 200 and time.monotonic() < end:
+while hits < 50 and time.monotonic() < end:
     try:
         while True:
             held.append(arena.kmalloc(4096, ra.GFP_NOWAIT))
