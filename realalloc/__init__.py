@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from realalloc.arena import Arena, Pages, default_arena
     from realalloc.cache import KmemCache
     from realalloc.callpool import CallPool
+    from realalloc.fragmentation import CacheWaste, Fragmentation, ZoneFragmentation
     from realalloc.mempool import MemPool
     from realalloc.objectpool import ObjectPool
+    from realalloc.shrinker import SHRINK_EMPTY, SHRINK_STOP, Shrinker, ShrinkerStats
     from realalloc.views import CacheStats, PoolStats, Stats
 
 __version__ = "0.1.0"
@@ -39,9 +41,16 @@ _LAZY = {
     "Pages": "realalloc.arena",
     "default_arena": "realalloc.arena",
     "CallPool": "realalloc.callpool",
+    "CacheWaste": "realalloc.fragmentation",
+    "Fragmentation": "realalloc.fragmentation",
+    "ZoneFragmentation": "realalloc.fragmentation",
     "KmemCache": "realalloc.cache",
     "MemPool": "realalloc.mempool",
     "ObjectPool": "realalloc.objectpool",
+    "SHRINK_EMPTY": "realalloc.shrinker",
+    "SHRINK_STOP": "realalloc.shrinker",
+    "Shrinker": "realalloc.shrinker",
+    "ShrinkerStats": "realalloc.shrinker",
     "CacheStats": "realalloc.views",
     "PoolStats": "realalloc.views",
     "Stats": "realalloc.views",
@@ -61,11 +70,15 @@ __all__ = [
     "GFP_NOWARN",
     "GFP_RECLAIM",
     "GFP_ZERO",
+    "SHRINK_EMPTY",
+    "SHRINK_STOP",
     "Arena",
     "ArenaClosed",
     "CacheStats",
+    "CacheWaste",
     "CallPool",
     "CorruptionError",
+    "Fragmentation",
     "InvalidFree",
     "KmemCache",
     "MemPool",
@@ -73,7 +86,10 @@ __all__ = [
     "OutOfMemory",
     "Pages",
     "PoolStats",
+    "Shrinker",
+    "ShrinkerStats",
     "Stats",
+    "ZoneFragmentation",
     "default_arena",
 ]
 

@@ -24,6 +24,7 @@ from realalloc.arrays import ArrayMethods
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.footprint import FootprintMethods
+from realalloc.fragmentation import Fragmentation
 from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
 from realalloc.lease import (
     cfunctions,
@@ -60,6 +61,7 @@ from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
+from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_decay_ns, as_gfp, as_int, format_bytes
 from realalloc.views import Stats
 
@@ -169,6 +171,7 @@ class Arena(ArrayMethods, FootprintMethods):
             self._memory = self._map(plan, HUGE[huge_pages], prefault=bool(prefault))
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
+        self._shrinkers = Shrinkers()
         self._base = self._gate[0] = self._memory.address
         self._stubs: cfunctions.Addresses | None = None
         context = make_context(self._gate, 0, 0, 0)
@@ -274,6 +277,7 @@ class Arena(ArrayMethods, FootprintMethods):
         # A lease of our own: whichever dies last, this one or a user's, unmaps the range, in one step under the GIL.
         last = self._leases.attempt(self._base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
         words[layout.H_CLOSED] = 1
+        self._shrinkers.close()
         take_down_shelves(self._base)
         retire_threads(words)
         _arenas.discard(self)
@@ -317,15 +321,41 @@ class Arena(ArrayMethods, FootprintMethods):
     def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
         """Allocate and lease in one step, or raise what the status means."""
         words = self.words  # keeps the range mapped if another thread closes the arena now
-        found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
-        if type(found) is memoryview:
+        found = self._attempt(verb, argument, gfp, length)
+        if found is None and self._shrinkers:
+            found = self._shrinkers.relieve(words, lambda: self._attempt(verb, argument, gfp, length), gfp, length)
+        if found is not None:
             return found
         del words
         self._check_open()
-        raise self._out_of_memory(what, gfp)
+        raise self._out_of_memory(what, gfp, length if self._is_contiguous(verb, length) else 0)
 
-    def _out_of_memory(self, what: str, gfp: int) -> OutOfMemory:
-        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp)}")
+    def _is_contiguous(self, verb: int, nbytes: int) -> bool:
+        whole = nbytes <= layout.PAGE_BYTES << int(self._memory.words[layout.H_MAX_ORDER])
+        return verb in (VERB_PAGES, VERB_RUN) or (verb == VERB_KMALLOC and whole)
+
+    def _attempt(self, verb: int, argument: int, gfp: int, length: int) -> memoryview | None:
+        self._check_open()
+        found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
+        return found if type(found) is memoryview else None
+
+    def _pressed(self, kernel: Callable[[], int], nbytes: int, gfp: int = 0) -> int:
+        """Call a kernel that returns a status; while it says ENOMEM, shrinkers are asked, as for GFP_KERNEL."""
+        words = self.words
+        status = int(kernel())
+        if status == layout.ENOMEM and self._shrinkers:
+
+            def attempt() -> int | None:
+                self._check_open()
+                again = int(kernel())
+                return None if again == layout.ENOMEM else again
+
+            found = self._shrinkers.relieve(words, attempt, gfp | GFP_KERNEL, nbytes)
+            return status if found is None else found
+        return status
+
+    def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0) -> OutOfMemory:
+        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp, nbytes)}")
 
     def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:
         """Return the exporter of a handle that may be freed by one of ``verbs``; InvalidFree otherwise."""
@@ -375,7 +405,7 @@ class Arena(ArrayMethods, FootprintMethods):
         """Return a buffer of ``size`` bytes that begins with the old contents; the old handle is dead.
 
         The same block if ``size`` fits it, else a new one and ``min(old, new)`` bytes copied. On failure the old buffer
-        is untouched. None allocates; size 0 frees and returns a zero-size buffer.
+        is untouched. None allocates; size 0 frees and returns a zero-size buffer. InvalidFree where a shrinker freed it.
         """
         nbytes, flags = as_int(size, "size"), as_gfp(gfp)
         if buf is None:
@@ -394,10 +424,16 @@ class Arena(ArrayMethods, FootprintMethods):
             if flags & GFP_ZERO and nbytes > old:
                 fresh[old:] = bytes(nbytes - old)
             return fresh
+        del exporter  # or a shrinker that frees the buffer would free nothing
         fresh = self._kmalloc(nbytes, flags)
         copied = min(old, nbytes)
-        fresh[:copied] = buf[:copied]
-        self.kfree(buf)
+        try:
+            self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC), "krealloc: a shrinker freed the buffer")
+            fresh[:copied] = buf[:copied]
+            self.kfree(buf)
+        except BaseException:
+            fresh.release()
+            raise
         return fresh
 
     def kfree_sensitive(self, buf: memoryview | None) -> None:
@@ -422,14 +458,15 @@ class Arena(ArrayMethods, FootprintMethods):
             self._release(buf, (VERB_VMALLOC,), "vfree")
 
     def kvmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page."""
-        nbytes = as_int(size, "size")
-        try:
-            return self._kmalloc(nbytes, gfp)
-        except OutOfMemory:
-            if nbytes <= layout.PAGE_BYTES:
-                raise
-            return self.vmalloc(nbytes, gfp)
+        """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page.
+
+        Shrinkers are not asked for a contiguous block above a page (kernel: kmalloc_gfp_adjust).
+        """
+        nbytes, flags = as_int(size, "size"), as_gfp(gfp)
+        if nbytes <= layout.PAGE_BYTES:
+            return self._kmalloc(nbytes, flags)
+        found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes)
+        return self.vmalloc(nbytes, flags) if found is None else found
 
     # -- pages ------------------------------------------------------------------------------------------------------------
 
@@ -498,6 +535,18 @@ class Arena(ArrayMethods, FootprintMethods):
         """Free blocks by migrate type, as ``/proc/pagetypeinfo``."""
         return views.pagetypeinfo(self.words)
 
+    def extfrag_index(self) -> str:
+        """Why requests of each order would fail, as ``/sys/kernel/debug/extfrag/extfrag_index``; see docs/fragmentation.md."""
+        return views.extfrag_index(self.words)
+
+    def unusable_index(self) -> str:
+        """Share of free pages of no use to each order, as ``/sys/kernel/debug/extfrag/unusable_index``."""
+        return views.unusable_index(self.words)
+
+    def fragmentation(self) -> Fragmentation:
+        """Survey free blocks, the largest requests that can be served, waste in slabs. Walks every block, with the lock."""
+        return views.report_fragmentation(self.words)
+
     def slabinfo(self) -> str:
         """Caches, as ``/proc/slabinfo`` version 2.1."""
         return views.slabinfo(self.words)
@@ -509,6 +558,27 @@ class Arena(ArrayMethods, FootprintMethods):
     def meminfo(self) -> str:
         """Totals, as ``/proc/meminfo``."""
         return views.meminfo(self.words)
+
+    def register_shrinker(
+        self,
+        count: Callable[[], int],
+        scan: Callable[[int], int],
+        seeks: int = DEFAULT_SEEKS,
+        *,
+        batch: int = SHRINK_BATCH,
+        name: str | None = None,
+    ) -> Shrinker:
+        """Register functions that give memory up before an allocation fails; close the result to unregister them.
+
+        ``count()`` returns how many objects could be freed, 0 or SHRINK_EMPTY for none. ``scan(n)`` looks at ``n`` of them, at
+        most ``batch`` a call, and returns how many it freed, or SHRINK_STOP. ``seeks``: what one costs to make again, as
+        disk seeks; 2 is usual, more is asked less, 0 gives half at once. Kernel: shrinker_register, do_shrink_slab.
+        They run in the thread whose allocation finds no memory, without any lock of the arena; never for GFP_NOWAIT or
+        GFP_ATOMIC, never inside each other, a garbage collection or a ``__del__``, never for NumPy's or jitted requests. What
+        they raise goes to ``sys.unraisablehook``. See docs/shrinkers.md. TypeError or ValueError for bad arguments.
+        """
+        self._check_open()
+        return self._shrinkers.register(count, scan, seeks, batch, name)
 
     def validate(self) -> None:
         """Walk everything; CorruptionError names the broken invariant."""

@@ -6,16 +6,27 @@ ordinary array that owns its data: it can be resized, pickled, viewed and handed
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from realalloc.context import NumPyContext
+from realalloc.gfp import GFP_KERNEL
 from realalloc.lease.datamem import MIN_ALIGN
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
+
+
+def _bytes_of(refused: MemoryError) -> int:
+    """Return how many bytes NumPy asked for, 0 if its error does not say."""
+    shape, dtype = getattr(refused, "shape", None), getattr(refused, "dtype", None)
+    return 0 if shape is None or dtype is None else math.prod(shape) * int(dtype.itemsize)
+
 
 ALIGN = 64  # a cache line: what wide vector instructions like
 
@@ -39,29 +50,25 @@ class ArrayMethods:
         self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN
     ) -> npt.NDArray[Any]:
         """Return a new array without setting its values; MemoryError if the arena has no room."""
-        with self.numpy(align=align):
-            return np.empty(shape, dtype, order)
+        return self._pressed_array(align, lambda: np.empty(shape, dtype, order))
 
     def zeros(
         self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN
     ) -> npt.NDArray[Any]:
         """Return a new array of zeros; pages that are known to be zero are not touched."""
-        with self.numpy(align=align):
-            return np.zeros(shape, dtype, order)
+        return self._pressed_array(align, lambda: np.zeros(shape, dtype, order))
 
     def ones(
         self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN
     ) -> npt.NDArray[Any]:
         """Return a new array of ones."""
-        with self.numpy(align=align):
-            return np.ones(shape, dtype, order)
+        return self._pressed_array(align, lambda: np.ones(shape, dtype, order))
 
     def full(
         self, shape: Any, fill_value: Any, dtype: npt.DTypeLike | None = None, order: Any = "C", *, align: int = ALIGN
     ) -> npt.NDArray[Any]:
         """Return a new array of ``fill_value``."""
-        with self.numpy(align=align):
-            return np.full(shape, fill_value, dtype, order)
+        return self._pressed_array(align, lambda: np.full(shape, fill_value, dtype, order))
 
     def empty_like(
         self,
@@ -73,16 +80,37 @@ class ArrayMethods:
         **options: Any,
     ) -> npt.NDArray[Any]:
         """Return a new array with shape and type of another; ``options`` are ``subok`` and ``shape``."""
-        with self.numpy(align=align):
-            made: npt.NDArray[Any] = np.empty_like(prototype, dtype, order, **options)
-            return made
+        return self._pressed_array(align, lambda: np.empty_like(prototype, dtype, order, **options))
 
     def array(
         self, values: Any, dtype: npt.DTypeLike | None = None, *, align: int = ALIGN, **options: Any
     ) -> npt.NDArray[Any]:
         """Return a copy of ``values`` as an array in the arena; ``options`` are ``order``, ``subok`` and ``ndmin``."""
-        with self.numpy(align=align):
-            return np.array(values, dtype, copy=True, **options)
+        return self._pressed_array(align, lambda: np.array(values, dtype, copy=True, **options))
+
+    def _pressed_array(self, align: int, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Make an array in the arena; where NumPy finds no memory, shrinkers are asked, outside of its handler."""
+        arena = cast("Arena", self)
+        try:
+            with self.numpy(align=align):
+                return make()
+        except MemoryError as error:
+            if not arena._shrinkers:
+                raise
+            refused = error
+
+        def attempt() -> npt.NDArray[Any] | None:
+            with contextlib.suppress(MemoryError), self.numpy(align=align):
+                return make()
+            return None
+
+        try:
+            made = arena._shrinkers.relieve(arena.words, attempt, GFP_KERNEL, _bytes_of(refused))
+            if made is not None:
+                return made
+            raise refused
+        finally:
+            del refused  # its traceback holds this frame
 
     def owns(self, array: Any) -> bool:
         """Tell whether an array's data lie in this arena, also those of a view; TypeError for what is no array."""

@@ -114,12 +114,12 @@ class KmemCache:
         if flags & GFP_ZERO and self._ctor is not None:
             raise ValueError("GFP_ZERO would destroy the constructed state of this cache's objects")
         arena = self._arena
-        found = self._attempt(flags)
+        found = self._pressed(flags)
         for _ in range(CONSTRUCT_TRIES):
             if found != layout.EAGAIN:
                 break
             page = self._construct_slab(flags)
-            found = self._attempt(flags)
+            found = self._pressed(flags)
             if words[page + layout.PG_INFO] & layout.PAGE_CONSTRUCTING:
                 break  # somebody keeps a view: it was not published
         if type(found) is memoryview:
@@ -131,15 +131,35 @@ class KmemCache:
     def _attempt(self, flags: int) -> Any:
         return self._arena._leases.attempt(self._arena.address, VERB_CACHE, self.at, flags, self.size, self._tag)
 
+    def _pressed(self, flags: int) -> Any:
+        """Return an object or a status; where memory is short, shrinkers have been asked."""
+        found = self._attempt(flags)
+        if found == layout.ENOMEM and self._arena._shrinkers:
+            more = self._arena._shrinkers.relieve(self._words(), lambda: self._unless_short(flags), flags, self.size)
+            return found if more is None else more
+        return found
+
+    def _unless_short(self, flags: int) -> Any:
+        _words = self._words()  # of an arena that a shrinker may have closed
+        found = self._attempt(flags)
+        return None if found == layout.ENOMEM else found
+
+    def _slab(self) -> int | None:
+        words = self._words()
+        pfn = int(construct_begin(words, self.at))
+        if pfn < 0 and reclaim(words) > 0:
+            pfn = int(construct_begin(words, self.at))
+        return pfn if pfn > 0 else None
+
     def _construct_slab(self, flags: int) -> int:
         """Make a slab and run the constructor on a lease of each object; the last lease to die publishes it. Return the word
         index of its first struct page.
         """
         words = self._words()
-        pfn = int(construct_begin(words, self.at))
-        if pfn < 0 and reclaim(words) > 0:
-            pfn = int(construct_begin(words, self.at))
-        if pfn < 0:
+        pfn = self._slab()
+        if pfn is None and self._arena._shrinkers:
+            pfn = self._arena._shrinkers.relieve(words, self._slab, flags, self.size)
+        if pfn is None:
             raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags)
         page = layout.MEMMAP + pfn * layout.PAGE_STRUCT_WORDS
         objects = int(words[page + layout.PG_INFO]) >> layout.OBJECTS_SHIFT & layout.OBJECTS_MASK

@@ -21,7 +21,7 @@ from realalloc.cache import CONSTRUCT_TRIES
 from realalloc.callpool import CallPool, is_machine_code
 from realalloc.elements import Holder, Struct, Tracker
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
-from realalloc.gfp import GFP_DMA, GFP_KERNEL
+from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_NORETRY
 from realalloc.lease import (
     abandon_handle,
     free_handles,
@@ -212,7 +212,7 @@ class MemPool(WaitingPool[Any]):
         self._tracker = Tracker() if track else None
         self._wakers: dict[Any, Waker] = {}
         self._check_count(min_nr)
-        p = int(pool_create(words, min_nr, backing, argument, nbytes, order, zone))
+        p = arena._pressed(lambda: pool_create(words, min_nr, backing, argument, nbytes, order, zone), min_nr * 8)
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
         self._at: int | None = p
@@ -262,11 +262,17 @@ class MemPool(WaitingPool[Any]):
             what = f"a reserve of {count} elements of {self.element_bytes} bytes"
             raise self._arena._out_of_memory(what, self._gfp | GFP_KERNEL)
 
+    def _backed(self, kernel: Callable[[], int]) -> int:
+        """Call a kernel that asks the backing allocator; shrinkers are asked where it fails, unless it was made to."""
+        if self._words()[self.at + layout.P_FAIL_TIMES]:
+            return int(kernel())
+        return self._arena._pressed(kernel, self.element_bytes, self._gfp)
+
     def _fill(self) -> int:
-        status = int(pool_fill(self._words(), self.at))
+        status = self._backed(lambda: pool_fill(self._words(), self.at))
         while status == layout.EAGAIN and self._cache is not None:
             self._cache._construct_slab(GFP_KERNEL)
-            status = int(pool_fill(self._words(), self.at))
+            status = self._backed(lambda: pool_fill(self._words(), self.at))
         return status
 
     def _wrap(self, view: memoryview) -> Any:
@@ -309,6 +315,19 @@ class MemPool(WaitingPool[Any]):
             except OutOfMemory:
                 break
             status = int(pool_serve(words, p))
+
+    def _press(self, words: Any, p: int, request: int, flags: int) -> int:
+        """Ask shrinkers for those who wait, one round as for any request with a reserve behind it; OK if this one has all."""
+        if words[p + layout.P_FAIL_TIMES] or (self.is_bounded and not words[p + layout.P_MISSING]):
+            return layout.EBUSY  # no memory would help
+
+        def serve() -> int | None:
+            self._serve(self._words(), p, flags)
+            return layout.OK if self._granted(words, request) else None
+
+        flags |= GFP_NORETRY | self._gfp  # kernel: mempool_alloc
+        found = self._arena._shrinkers.relieve(words, serve, flags, self.element_bytes)
+        return layout.EBUSY if found is None else found
 
     def _undo(self, made: list[Any]) -> None:
         made.clear()  # the last view gives an element back
@@ -393,7 +412,7 @@ class MemPool(WaitingPool[Any]):
         count = as_int(min_nr, "min_nr")
         words = self._words()
         self._check_count(count)
-        status = pool_resize(words, self.at, count, self._surplus())
+        status = self._arena._pressed(lambda: pool_resize(words, self.at, count, self._surplus()), count * 8)
         if status == layout.EBUSY:
             raise BufferError(f"{self!r}: somebody waits for more than {count} elements at once")
         if status != layout.OK:
@@ -407,9 +426,11 @@ class MemPool(WaitingPool[Any]):
 
         What then comes back too many goes to the backing allocator. Short of memory it stops early, without an error.
         """
-        words = self._words()
         wanted = max(1, self.min_nr) if target is None else as_int(target, "target", 0, max(1, self.min_nr))
-        while pool_refill(words, self.at, wanted) == layout.EAGAIN and self._cache is not None:
+        while (
+            self._backed(lambda: pool_refill(self._words(), self.at, wanted)) == layout.EAGAIN
+            and self._cache is not None
+        ):
             try:
                 self._cache._construct_slab(GFP_KERNEL)
             except OutOfMemory:

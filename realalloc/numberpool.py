@@ -46,7 +46,10 @@ class NumberPool(WaitingPool[E]):
         words = arena.words
         if min_nr * layout.WORD_BYTES > arena.size:
             raise arena._out_of_memory(f"a reserve of {min_nr} elements", GFP_KERNEL)
-        p = int(pool_create(words, min_nr, backing, argument, layout.WORD_BYTES, order, 0))
+        p = arena._pressed(
+            lambda: pool_create(words, min_nr, backing, argument, layout.WORD_BYTES, order, 0),
+            min_nr * layout.WORD_BYTES,
+        )
         if p < 0:
             raise arena._out_of_memory(f"the descriptor of a pool of {min_nr} elements", GFP_KERNEL)
         self._at = self._descriptor = p
@@ -109,7 +112,7 @@ class NumberPool(WaitingPool[E]):
         if count * layout.WORD_BYTES > self._arena.size:
             raise self._arena._out_of_memory(f"a reserve of {count} elements", GFP_KERNEL)
         surplus = np.zeros(self._capacity(words) + 1, np.int64)
-        status = pool_resize(words, self.at, count, surplus)
+        status = self._arena._pressed(lambda: pool_resize(words, self.at, count, surplus), count * layout.WORD_BYTES)
         if status == layout.EBUSY:
             raise BufferError(f"{self!r}: somebody waits for more than {count} elements at once")
         if status != layout.OK:

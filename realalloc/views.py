@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from realalloc import fragmentation
 from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
@@ -25,7 +26,7 @@ PAGE = at.PAGE_BYTES
 INTERNAL = ("freemap", "sheaf")  # caches whose objects are metadata
 
 
-class _Record:
+class Record:
     """Shared by the records: ``as_dict``."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class _Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats(_Record):
+class Stats(Record):
     """Where an arena's memory is, in bytes unless named otherwise."""
 
     size: int
@@ -46,6 +47,9 @@ class Stats(_Record):
     peak_allocated: int
     free: int
     largest_free: int  # largest block that one request for pages could get now
+    unusable_index: (
+        int  # thousandths of the ordinary zone's free pages that are in no block of 2 MiB (or the largest order)
+    )
     slab: int
     slab_used: int  # objects in use
     vmalloc: int
@@ -64,7 +68,7 @@ class Stats(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Residency(_Record):
+class Residency(Record):
     """What the system says is resident, in bytes, beside the books: pages + window + untouched = committed + stray."""
 
     metadata: int
@@ -76,7 +80,7 @@ class Residency(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class CacheStats(_Record):
+class CacheStats(Record):
     """Objects and slabs of one cache."""
 
     name: str
@@ -98,7 +102,7 @@ class CacheStats(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolStats(_Record):
+class PoolStats(Record):
     """Where a pool's elements came from and went to."""
 
     min_nr: int
@@ -262,6 +266,13 @@ def zone_free_pages(words: Words, zone: int) -> int:
     return free if zone == at.ZONE_DMA else max(0, min(free, limit_pages(words) - used_pages(words)))
 
 
+def zone_pages(words: Words, zone: int) -> int:
+    """Count the pages of a zone that may hold memory at one time."""
+    z = _zone(words, zone)
+    pages = z[at.Z_END_PFN] - z[at.Z_START_PFN]
+    return pages if zone == at.ZONE_DMA else min(pages, limit_pages(words))
+
+
 def limit_pages(words: Words) -> int:
     """Return how many pages of the normal zone may hold memory."""
     return int(words[at.H_LIMIT_PAGES]) - _locked_pages(words)
@@ -290,12 +301,26 @@ def residency(words: Words) -> Residency:
     return Residency(metadata, pages, window, committed, committed + stray - pages - window, stray)
 
 
+def _free_before(words: Words, start: int, pfn: int, max_order: int) -> int:
+    """Return the order of the free block that ends at a pfn which is no end of a largest block, -1 if there is none."""
+    for order in range(min(max_order, (pfn & -pfn).bit_length())):
+        begin = pfn - (1 << order)
+        info = int(words[at.MEMMAP + begin * at.PAGE_STRUCT_WORDS + at.PG_INFO]) if begin >= start else 0
+        wanted = at.KIND_FREE | order << at.ORDER_SHIFT
+        if pfn & ((1 << max_order) - 1) and info & (at.KIND_MASK | at.ORDER_MASK << at.ORDER_SHIFT) == wanted:
+            return order
+    return -1
+
+
 def free_blocks(words: Words, zone: int) -> list[int]:
     """Count free blocks by order; pages behind the frontier count as the blocks they will become."""
     z = _zone(words, zone)
     orders = int(words[at.H_MAX_ORDER]) + 1
     counts = z[at.Z_COUNTS : at.Z_COUNTS + orders]
     pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_END_PFN]
+    while pfn < limit and (order := _free_before(words, z[at.Z_START_PFN], pfn, orders - 1)) >= 0:
+        counts[order] -= 1  # it will merge with pages that are not reached yet
+        pfn -= 1 << order
     while pfn < limit:
         order = min(orders - 1, (pfn & -pfn).bit_length() - 1, (limit - pfn).bit_length() - 1)
         many = (limit - pfn) >> order if order == orders - 1 else 1
@@ -306,8 +331,7 @@ def free_blocks(words: Words, zone: int) -> list[int]:
 
 def largest_free(words: Words, zone: int) -> int:
     """Return the bytes of the largest block that can be had now, from lists and frontier, under the limit."""
-    most = zone_free_pages(words, zone)
-    return max((PAGE << k for k, count in enumerate(free_blocks(words, zone)) if count and 1 << k <= most), default=0)
+    return fragmentation.largest_block(free_blocks(words, zone), zone_free_pages(words, zone)) * PAGE
 
 
 def kept_blocks(words: Words) -> list[int]:
@@ -335,6 +359,7 @@ def stats(words: Words, size: int) -> Stats:
         peak_allocated=int(words[at.H_PEAK_ALLOCATED_PAGES]) * PAGE,
         free=sum(zone_free_pages(words, zone) for zone in zones) * PAGE,
         largest_free=max(largest_free(words, zone) for zone in zones),
+        unusable_index=_unusable(words),
         slab=slab_pages * PAGE,
         slab_used=sum(s.active_objects * s.object_bytes for s in every),
         vmalloc=int(words[at.H_VM_PAGES]) * PAGE,
@@ -354,14 +379,42 @@ def stats(words: Words, size: int) -> Stats:
     )
 
 
-def shortage(words: Words, gfp: int) -> str:
-    """Say what is free, and which knob to turn: the second half of an OutOfMemory."""
+def _unusable(words: Words) -> int:
+    return fragmentation.indices(free_blocks(words, at.ZONE_NORMAL))[1][min(at.HUGE_ORDER, int(words[at.H_MAX_ORDER]))]
+
+
+def report_fragmentation(words: Words) -> fragmentation.Fragmentation:
+    """Survey zones, window and slabs."""
+    return fragmentation.fragmentation(words, ZONE_NAMES, {c: cache_name(words, c) for c in caches(words)})
+
+
+def _index_lines(words: Words, which: int) -> str:
+    lines = []
+    for zone in range(int(words[at.H_NR_ZONES]) - 1, -1, -1):
+        every = fragmentation.indices(free_blocks(words, zone))[which]
+        columns = "".join(f"{fragmentation.thousandths(index)} " for index in every)
+        lines.append(f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {columns}\n")
+    return "".join(lines)
+
+
+def extfrag_index(words: Words) -> str:
+    """Say why requests of each order fail, a line a zone, as /sys/kernel/debug/extfrag/extfrag_index."""
+    return _index_lines(words, 0)
+
+
+def unusable_index(words: Words) -> str:
+    """Share of free pages of no use to each order, a line a zone, as /sys/kernel/debug/extfrag/unusable_index."""
+    return _index_lines(words, 1)
+
+
+def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
+    """Say what is free, and which knob to turn: the second half of an OutOfMemory. ``nbytes``: contiguous bytes wanted."""
     zone = at.ZONE_DMA if gfp & GFP_DMA else at.ZONE_NORMAL
     if zone >= words[at.H_NR_ZONES]:
         return "this arena has no locked zone; make it with Arena(..., lock=bytes)"
     z = _zone(words, zone)
     free = zone_free_pages(words, zone) * PAGE
-    most = (limit_pages(words) if zone == at.ZONE_NORMAL else z[at.Z_END_PFN] - z[at.Z_START_PFN]) * PAGE
+    most = zone_pages(words, zone) * PAGE
     if zone == at.ZONE_DMA:
         knob = "raise lock="
     else:
@@ -369,7 +422,8 @@ def shortage(words: Words, gfp: int) -> str:
         knob = "raise limit= or set_limit()" if bound else "raise the arena's size"
     held = int(words[at.H_LEASES])
     return (
-        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}, largest block "
+        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}"
+        f"{fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ''}, largest block "
         f"{format_bytes(largest_free(words, zone))}, {held} buffers leased to Python; free some, or {knob}"
     )
 

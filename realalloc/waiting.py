@@ -91,6 +91,13 @@ class WaitingPool(Generic[E]):
         """Ask the backing allocator for those who wait, outside of any lock."""
         raise NotImplementedError
 
+    def _press(self, words: Any, p: int, request: int, flags: int) -> int:
+        """Run the arena's shrinkers for a request that waits; OK if that served it. Not where ``_serves_first`` is set."""
+        raise NotImplementedError
+
+    def _may_press(self, request: int) -> bool:
+        return request != 0 and not self._serves_first and len(self._arena._shrinkers) != 0
+
     def _undo(self, made: list[E]) -> None:
         """Give elements back that nobody will be given."""
         raise NotImplementedError
@@ -137,6 +144,8 @@ class WaitingPool(Generic[E]):
         try:
             try:
                 status = self._enter(words, p, need, request, flags, seconds)
+                if status != layout.OK and self._may_press(name[0]):
+                    status = self._press(words, p, name[0], flags)
                 while status != layout.OK:
                     left = self._time_left(need, flags, seconds, deadline)
                     if name[0]:
@@ -158,7 +167,7 @@ class WaitingPool(Generic[E]):
 
     def _enter(self, words: Any, p: int, need: int, request: Any, flags: int, seconds: float | None) -> int:
         """Queue a request and, if it may, sleep for a first slice; OK if it is granted."""
-        if self._serves_first or not flags & GFP_DIRECT_RECLAIM or seconds == 0:
+        if self._serves_first or not flags & GFP_DIRECT_RECLAIM or seconds == 0 or self._arena._shrinkers:
             return self._begin(words, p, need, -1, request, flags)
         slice_ns = int(1e9 * (SLICE_SECONDS if seconds is None else min(SLICE_SECONDS, seconds)))
         status = int(pool_wait_sleep(words, p, need, slice_ns, request))
@@ -202,6 +211,8 @@ class WaitingPool(Generic[E]):
         self._words()
         if not self._granted(words, request):
             self._serve(words, p, flags)
+            if not self._granted(words, request) and self._may_press(request):
+                return self._press(words, p, request, flags)
         return layout.OK if self._granted(words, request) else layout.EBUSY
 
     # -- awaiting --------------------------------------------------------------------------------------------------------
@@ -230,6 +241,8 @@ class WaitingPool(Generic[E]):
         turn = waker.enter()
         try:
             status = self._begin(words, p, 1, waker.fd, request, flags)
+            if status != layout.OK and self._may_press(name[0]):
+                status = self._press(words, p, name[0], flags)
             while status != layout.OK:
                 await waker.sleep(turn, name[0], SLICE_SECONDS if name[0] else NO_NODE_SECONDS)
                 self._words()
@@ -240,6 +253,8 @@ class WaitingPool(Generic[E]):
                     status = layout.OK
                 else:
                     self._serve(words, p, flags)
+                    if self._may_press(name[0]):
+                        status = self._press(words, p, name[0], flags)
             return self._claim(name[0])
         finally:
             if name[0]:

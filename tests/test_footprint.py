@@ -256,7 +256,8 @@ def test_books_and_smaps_agree(huge: Any) -> None:
                 del held[len(held) // 3 :]
         seen = arena.residency()
         assert seen.stray == 0
-        assert seen.pages + seen.window + seen.metadata == rss_of(arena)
+        # a page of metadata that was only ever read is the system's page of zeros: in memory, but nobody's
+        assert seen.pages + seen.window <= rss_of(arena) <= seen.pages + seen.window + seen.metadata
         held.clear()
 
 
