@@ -1,5 +1,5 @@
 """``python -m bench [--smoke] [--json FILE]``, ``python -m bench natives [--rss] [--traces DIR] [--only NAME]``,
-``python -m bench lab``, ``network`` or ``pools``, and ``python -m bench soak [--seconds N] [--threads 2]``.
+``python -m bench lab``, ``network``, ``pools`` or ``reclaim``, and ``python -m bench soak [--seconds N] [--threads 2]``.
 
 Alone: Python's side and start-up. ``network``: echo servers, each in a process. ``natives``: jitted code against native
 allocators. ``lab``: what measuring costs. ``soak``: threads, forks and checks, for correctness only; it exits with 1 if
@@ -17,6 +17,7 @@ from bench.measure import report, save
 from bench.network import network
 from bench.pairs import pairs
 from bench.pools import pools
+from bench.reclaim import reclaim
 from bench.soak import soak
 from bench.startup import startup
 from bench.table import natives
@@ -28,7 +29,9 @@ from realalloc.lab.natives import find_natives
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("part", nargs="?", choices=["lab", "natives", "network", "pools", "soak"], help="what to run")
+    parser.add_argument(
+        "part", nargs="?", choices=["lab", "natives", "network", "pools", "reclaim", "soak"], help="what to run"
+    )
     parser.add_argument("--smoke", action="store_true", help="small sizes: does it run? alone, all parts")
     parser.add_argument("--json", metavar="FILE", help="write results and the machine there")
     parser.add_argument("--traces", metavar="DIR", help="natives: replay the *.trc.xz there")
@@ -54,6 +57,8 @@ def main() -> None:
         results += startup(smoke=smoke)
     if options.part == "pools" or (smoke and options.part is None):
         results += pools(smoke=smoke)
+    if options.part == "reclaim" or (smoke and options.part is None):
+        results += reclaim(smoke=smoke)
     if options.part == "lab" or (smoke and options.part is None):
         results += lab(smoke=smoke)
     if options.part == "network":
