@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import tests/support.py under --import-mode=importlib
 
+import zygote
 from support import MIB, RawArena
 
 import realalloc as ra
@@ -28,6 +29,13 @@ def frozen() -> None:
     ra.Arena(MIB).close()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    """End the parent of forked children with the session."""
+    yield
+    zygote.ZYGOTE.close()
 
 
 @pytest.fixture

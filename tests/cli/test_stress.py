@@ -122,14 +122,14 @@ def test_bad_input_is_one_line_and_2(capsys: pytest.CaptureFixture[str], options
 def test_a_missing_extra_is_one_line() -> None:
     code = "import sys; sys.modules['plotly'] = None; from realalloc.cli import main; sys.exit(main(sys.argv[1:]))"
     # find_spec of a module that is None in sys.modules raises, as an import of it would
-    status, out, err = child("stress", "--html", "x.html", code=code)
+    status, out, err = child("stress", "--html", "x.html", code=code, fresh=True)
     assert (status, out) == (2, "") and "pip install 'realalloc[plot]'" in err and err.count("\n") == 1
 
 
 def test_help_imports_neither_numba_nor_numpy() -> None:
     look = "print(sorted({'numba', 'numpy'} & set(sys.modules)))"
     code = f"import sys; from realalloc.cli import main; main(['stress', '--help']); {look}"
-    status, out, err = child(code=code)
+    status, out, err = child(code=code, fresh=True)
     assert (status, err) == (0, "") and out.endswith("\n[]\n") and "--rss-limit" in out
 
 
