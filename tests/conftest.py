@@ -23,10 +23,15 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def frozen() -> None:
-    """Load what the first arena loads and let the collector look past it: it would walk numba's objects after each test."""
+@pytest.fixture(scope="session")
+def loaded() -> None:
+    """Load what the first arena loads."""
     ra.Arena(MIB).close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen(loaded: None) -> None:
+    """Let the collector look past what is there, what the last file has compiled too: it would walk it after each test."""
     gc.collect()
     gc.freeze()
 
