@@ -76,6 +76,10 @@ def test_it_has_loaded_everything() -> None:
     assert said("-c", code)[1] == "True True False\n"
 
 
+def test_a_session_of_its_own() -> None:
+    assert said("-c", "import os; print(os.getsid(0) == os.getpid())", start_new_session=True)[1] == "True\n"
+
+
 def test_signals_and_who_waits_too_short() -> None:
     with launch("-c", "print(flush=True); import time; time.sleep(100)", **PIPES) as child:
         assert isinstance(child, Forked) and child.stdout is not None
@@ -95,7 +99,7 @@ def test_signals_and_who_waits_too_short() -> None:
         (("-X", "dev", "-c", "pass"), {}),
         (("-I", "-c", "pass"), {}),
         (("-c", "pass"), {"fresh": True}),
-        (("-c", "pass"), {"start_new_session": True}),
+        (("-c", "pass"), {"process_group": 0}),
         (("-c", "pass"), {"env": {**os.environ, "PYTHONMALLOC": "debug"}}),
         (("-c", "pass"), {"env": {key: value for key, value in os.environ.items() if key != "PATH"}}),
     ],

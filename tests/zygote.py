@@ -6,7 +6,7 @@ the end of the main program: exit handlers, the end of threads and the finalizat
 
 What a fork is not: it has imported realalloc, had an arena, and its fork handlers have run. Tests of starts, of imports and
 of what is resident pass ``fresh=True``; what cannot be given to a fork (options but ``-W``, variables that are read early,
-terminals, sessions) is started afresh in any case, and so is everything when the parent of forks has failed.
+terminals) is started afresh in any case, and so is everything when the parent of forks has failed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 FIRST = 280  # seconds: without a cache, the first one compiles
 LATE = {"PYTEST_CURRENT_TEST", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM"}  # variables that nothing reads early
-POPEN = {"stdin", "stdout", "stderr", "text", "encoding", "errors", "env", "cwd"}
+POPEN = {"stdin", "stdout", "stderr", "text", "encoding", "errors", "env", "cwd", "start_new_session"}
 BOOT = "import sys; sys.path.insert(0, {path!r}); import zygote; del sys.path[0]; exec(zygote.serve({fd}))"
 
 # -- the parent of forks -----------------------------------------------------------------------------------------------
@@ -116,6 +116,8 @@ def become(asked: dict[str, Any]) -> CodeType:
         del os.environ[name]
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
+    if asked["session"]:
+        os.setsid()
     sys.orig_argv[1:] = asked["command"]
     sys.argv[:] = ["-c", *asked["argv"]]
     sys.warnoptions.extend(asked["warn"])
@@ -253,6 +255,7 @@ def launch(
         asked |= {
             "frozen": frozen,
             "first": first,
+            "session": options.get("start_new_session", False),
             "env": env,
             "cwd": os.path.abspath(options.get("cwd") or os.getcwd()),
         }

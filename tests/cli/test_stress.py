@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from commands import child, is_plain, on_terminal, run, start
-from stressed import flip, leak, rows
+from stressed import COMPILED, flip, leak, rows
 
 from realalloc.lab.stress.worker import Worker
 from realalloc.mm.jit import JIT
@@ -33,7 +33,9 @@ def test_a_run_passes_and_prints_every_check(capsys: pytest.CaptureFixture[str])
 def test_json_and_files_with_an_extra_process(tmp_path: Path) -> None:
     picture, page = tmp_path / "run.png", tmp_path / "run.html"
     files = ("--png", str(picture), "--html", str(page))
-    code, out, err = child("stress", *FAST, "--seconds", "2", "--processes", "1", "--seed", "7", "--json", *files)
+    code, out, err = child(
+        "stress", *FAST, "--seconds", "2", "--processes", "1", "--seed", "7", "--json", *files, fresh=True
+    )
     assert code == 0, err
     assert [line.partition(" ")[0] for line in err.splitlines()] == ["wrote", "wrote"]
     verdict = json.loads(out)
@@ -134,7 +136,7 @@ def test_help_imports_neither_numba_nor_numpy() -> None:
 
 
 def test_ctrl_c_still_frees_checks_and_reports() -> None:
-    with start("stress", *FAST, "--seconds", "200", "--processes", "1", "--json") as process:
+    with start("stress", *FAST, "--seconds", "200", "--processes", "1", "--json", first=COMPILED) as process:
         began = time.monotonic()
         while not Path(f"/proc/{process.pid}/task").exists() or len(os.listdir(f"/proc/{process.pid}/task")) < 5:
             assert process.poll() is None and time.monotonic() - began < 200

@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import zygote
+from stressed import COMPILED
 
 from realalloc.lab.stress import Options
 from realalloc.lab.stress.child import read_line
@@ -23,8 +24,9 @@ def test_lines_are_read_one_at_a_time() -> None:
 
 
 def test_a_child_whose_parent_goes_away_ends_and_reports() -> None:
+    command = ("-m", "realalloc.lab.stress.child")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with zygote.launch("-m", "realalloc.lab.stress.child", text=True, **pipes) as child:
+    with zygote.launch(*command, first=COMPILED, text=True, **pipes) as child:
         assert child.stdin is not None
         child.stdin.write(json.dumps({"name": "x", "options": OPTIONS.as_dict()}) + "\ngo\n")
         out, err = child.communicate(timeout=240)  # which closes its standard input
