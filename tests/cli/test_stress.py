@@ -34,7 +34,7 @@ def test_json_and_files_with_an_extra_process(tmp_path: Path) -> None:
     picture, page = tmp_path / "run.png", tmp_path / "run.html"
     files = ("--png", str(picture), "--html", str(page))
     code, out, err = child(
-        "stress", *FAST, "--seconds", "2", "--processes", "1", "--seed", "7", "--json", *files, fresh=True
+        "stress", *FAST, "--seconds", "2", "--processes", "1", "--seed", "7", "--json", *files, first=COMPILED
     )
     assert code == 0, err
     assert [line.partition(" ")[0] for line in err.splitlines()] == ["wrote", "wrote"]
