@@ -96,7 +96,9 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
     if page.name == "numpy.md" and not JIT:
         pytest.skip("NumPy's hook takes machine code, which NUMBA_DISABLE_JIT forbids")
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_docs\n"
-    child = run_child(f"{code}test_docs.run_page({str(page)!r}, {str(tmp_path)!r})", "-W", "always::ResourceWarning")
+    code += f"test_docs.run_page({str(page)!r}, {str(tmp_path)!r})"
+    first = "import stressed; stressed.compiled()" if page.name == "stress.md" else ""
+    child = run_child(code, "-W", "always::ResourceWarning", first=first, fresh=page.name == "README.md")
     assert (child.returncode, child.stderr) == (0, ""), f"{child.stdout[-6000:]}\n{child.stderr[-6000:]}"
 
 
