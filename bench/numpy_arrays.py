@@ -2,18 +2,20 @@
 a queue of arrays, in an arena and without.
 
 Peers: NumPy's default handler over the C library as it is, over the same tuned (``MALLOC_TRIM_THRESHOLD_``,
-``MALLOC_MMAP_THRESHOLD_``; ``MALLOC_MMAP_MAX_=0``), and over preloaded allocators; each in a process of its own, all taking
-turns in each round. Beside them stands a floor: the same work in buffers that are there already, which is what an allocator
-that costs nothing would leave. Ratios are medians of those within a round.
+``MALLOC_MMAP_THRESHOLD_``; ``MALLOC_MMAP_MAX_=0``), and over preloaded allocators; each in a process of its own, new for each
+case, since what glibc does depends on what was freed before; all take turns in each round. Beside them stands a floor: the
+same work in buffers that are there already, which is what an allocator that costs nothing would leave. Ratios are medians of
+those within a round.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.allocators import ARENA, DEFAULT, Child, peers, start
+from bench.allocators import ARENA, DEFAULT, Peer, peers, start
 from bench.measure import Result, report, save
 from bench.numpy_cases import LIVE
 from realalloc.lab import machine
@@ -41,7 +43,7 @@ CASES = [
 CASES += [Case(name, nbytes, 1 / 1.1) for name in ("empty", "zeros") for nbytes in (64, KIB)]
 CASES += [Case(name, nbytes) for nbytes in (MIB, 64 * MIB) for name in ("zeros", "zeros_filled")]
 CASES += [Case("queue", 16 * MIB, 50.0, floor="queue_floor")]
-SMOKE = [Case("expression", 64 * KIB, floor="expression_floor"), Case("zeros", KIB), Case("queue", 64 * KIB)]
+SMOKE = [Case("expression", 64 * KIB, floor="expression_floor"), Case("queue", 64 * KIB)]
 
 
 def spelled(nbytes: int) -> str:
@@ -52,23 +54,27 @@ def spelled(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
-def row(case: Case, children: list[Child], rounds: int, *, smoke: bool) -> Result:
-    """Run a case: every child once a round, in another order each."""
+def row(case: Case, chosen: list[Peer], rounds: int, *, smoke: bool) -> Result:
+    """Run a case in new processes: every peer once a round, in another order each."""
     number = 2 if smoke else max(1, min(50_000, WORK // case.nbytes))
     if case.name == "queue" and not smoke:
         number = 2 * LIVE
-    turns = [(child.peer.name, child, case.name) for child in children]
-    turns += [(FLOOR, child, case.floor) for child in children[:1] if case.floor]
-    spent: dict[str, list[float]] = {name: [] for name, _, _ in turns}
-    faults: dict[str, list[float]] = {name: [] for name, _, _ in turns}
-    for k in range(rounds + 1):
-        for name, child, what in turns[k % len(turns) :] + turns[: k % len(turns)]:
-            answer = child.ask({"case": what, "nbytes": case.nbytes, "number": number})
-            if k:  # the first one warms up
-                spent[name].append(answer["ns"])
-                faults[name].append(answer["faults"])
-    for child in children:
-        child.ask({"case": "", "nbytes": 0, "number": 1})
+    children, wrong = start("bench.numpy_cases", [*chosen, *([Peer(FLOOR, {})] if case.floor else [])])
+    for line in wrong:
+        print(f"not taking part: {line}")
+    spent: dict[str, list[float]] = {child.peer.name: [] for child in children}
+    faults: dict[str, list[float]] = {child.peer.name: [] for child in children}
+    try:
+        for k in range(rounds + 1):
+            for child in children[k % len(children) :] + children[: k % len(children)]:
+                what = case.floor if child.peer.name == FLOOR else case.name
+                answer = child.ask({"case": what, "nbytes": case.nbytes, "number": number})
+                if k:  # the first one warms up
+                    spent[child.peer.name].append(answer["ns"])
+                    faults[child.peer.name].append(answer["faults"])
+    finally:
+        for child in children:
+            child.close()
     return judged(case, spent, faults)
 
 
@@ -90,22 +96,15 @@ def judged(case: Case, spent: dict[str, list[float]], faults: dict[str, list[flo
     return Result(f"{case.name}, {spelled(case.nbytes)}", "ns", medians, ARENA, targets, notes, ratios)
 
 
-def rows(*, smoke: bool, only: str = "", rounds: int = 11) -> list[Result]:
+def rows(*, smoke: bool, only: str = "", rounds: int = 11) -> Iterator[Result]:
     """Run everything; in a smoke run with three peers, since each is a process."""
     chosen, missing = peers()
-    children, wrong = start("bench.numpy_cases", chosen[:3] if smoke else chosen)
-    for line in missing + wrong:
+    for line in missing:
         print(f"not taking part: {line}")
-    try:
-        cases = [case for case in (SMOKE if smoke else CASES) if only in case.name]
-        made = []
-        for case in cases:
-            count = 1 if smoke else 3 if case.nbytes > 64 * MIB or case.name == "queue" else rounds
-            made.append(row(case, children, count, smoke=smoke))
-        return made
-    finally:
-        for child in children:
-            child.close()
+    for case in SMOKE if smoke else CASES:
+        if only in case.name:
+            count = 1 if smoke else 5 if case.nbytes > 64 * MIB or case.name == "queue" else rounds
+            yield row(case, chosen[:3] if smoke else chosen, count, smoke=smoke)
 
 
 def main() -> None:
@@ -117,8 +116,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11, help="turns of everybody in a row")
     options = parser.parse_args()
     print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
-    results = rows(smoke=options.smoke, only=options.only, rounds=options.rounds)
-    report(results, judge=not options.smoke)
+    results = []
+    for result in rows(smoke=options.smoke, only=options.only, rounds=options.rounds):
+        report([result], judge=not options.smoke)
+        results.append(result)
     if options.json:
         save(results, options.json)
 

@@ -88,25 +88,16 @@ CASES: dict[str, Callable[[int], Work]] = {
 
 
 class Runner:
-    """Keeps the case at hand between its turns, and drops it with its memory when another one comes."""
+    """Keeps the case at hand between its turns."""
 
-    def __init__(self, arena: Any) -> None:
-        self.arena = arena
-        self.key: tuple[str, int] | None = None
+    def __init__(self) -> None:
         self.work: Work | None = None
 
-    def respond(self, case: str = "", nbytes: int = 0, number: int = 0) -> dict[str, float]:
-        """Time ``number`` repetitions of a case; without one, drop what is kept."""
-        if (case, nbytes) != self.key:
-            self.work = None
-            if self.arena is not None:
-                self.arena.trim()
-            self.work = CASES[case](nbytes) if case else None
-            self.key = (case, nbytes)
-            if self.work is not None:
-                self.work()
+    def respond(self, case: str, nbytes: int, number: int) -> dict[str, float]:
+        """Time ``number`` repetitions of a case, the same in each question."""
         if self.work is None:
-            return {}
+            self.work = CASES[case](nbytes)
+            self.work()
         work = self.work
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         begin = time.perf_counter_ns()
@@ -118,4 +109,6 @@ class Runner:
 
 
 if __name__ == "__main__":
-    answer(Runner(install_arena() if "--arena" in sys.argv else None).respond)
+    if "--arena" in sys.argv:
+        install_arena()
+    answer(Runner().respond)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from bench.allocators import ARENA, DEFAULT, Child, Peer, peers
 from bench.measure import Result, report, save
 from realalloc.lab import machine
 
-PASSES = 8
+PASSES = 5
 NEEDS = {"images": ("scipy",), "groupby": ("pandas",), "signal": ("scipy",)}
 SIZES = {"images": 1080, "groupby": 2_000_000, "signal": 1 << 17}
 SMOKE = {"images": 32, "groupby": 1000, "signal": 4096}
@@ -59,20 +60,18 @@ def row(pipeline: str, chosen: list[Peer], size: int, rounds: int, passes: int) 
     return Result(f"{pipeline}, {size}", "ms", medians, ARENA, {DEFAULT: 1.0}, notes, ratios)
 
 
-def rows(*, smoke: bool, rounds: int = 3) -> list[Result]:
+def rows(*, smoke: bool, rounds: int = 3) -> Iterator[Result]:
     """Run what can be run here, and say what cannot."""
     chosen, missing = peers()
     for line in missing:
         print(f"not taking part: {line}")
-    made = []
     for pipeline, needed in NEEDS.items():
         lacking = [name for name in needed if importlib.util.find_spec(name) is None]
         if lacking:
             print(f"{pipeline}: left out, {lacking[0]} is not installed")
             continue
         sizes, passes = (SMOKE, 1) if smoke else (SIZES, PASSES)
-        made.append(row(pipeline, chosen[:2] if smoke else chosen, sizes[pipeline], 1 if smoke else rounds, passes))
-    return made
+        yield row(pipeline, chosen[:2] if smoke else chosen, sizes[pipeline], 1 if smoke else rounds, passes)
 
 
 def main() -> None:
@@ -83,8 +82,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each peer for each pipeline")
     options = parser.parse_args()
     print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
-    results = rows(smoke=options.smoke, rounds=options.rounds)
-    report(results, judge=not options.smoke)
+    results = []
+    for result in rows(smoke=options.smoke, rounds=options.rounds):
+        report([result], judge=not options.smoke)
+        results.append(result)
     if options.json:
         save(results, options.json)
 

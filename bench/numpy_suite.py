@@ -17,7 +17,7 @@ from typing import Any
 
 PARTS = ("_core", "lib", "ma", "linalg", "fft")
 ARENA = "8GiB"  # reserved, not used
-AVAILABLE = "1GB"  # tests of numpy._core that want up to 19 GB skip themselves both ways: else the system ends the child
+AVAILABLE = "1GB"  # some tests of numpy._core want up to 19 GB: they skip themselves, or the system ends the child
 
 
 class Outcomes:
