@@ -1,7 +1,7 @@
 """Decay as kswapd does it, a bounded step at a time: old lazy areas, what threads keep, dirty pages that outstay their time.
 
 ``decay_tick`` looks first, without the lock: the arena lock is taken, and its bias revoked, only where there is something to
-give back. Each step holds it for no longer than DROP_PAGES take. Sheaves, kept blocks and empty slabs become free pages once
+give back. Each step holds it for no longer than DROP_PAGES take. Sheaves, kept blocks and empty slabs become free pages twice
 in a decay time, and age like others from then on.
 """
 
@@ -57,8 +57,8 @@ def _is_anything_kept(words: Words) -> int:
 
 @kernel
 def _drain_once_in_a_while(words: Words) -> None:
-    """Turn what is kept for speed into free pages, once in a decay time."""
-    if words[DECAY + Y_EPOCHS] - words[DECAY + Y_DRAINED] < DECAY_EPOCHS:
+    """Turn what is kept for speed into free pages, twice in a decay time: freed objects in sheaves hold whole slabs."""
+    if words[DECAY + Y_EPOCHS] - words[DECAY + Y_DRAINED] < DECAY_EPOCHS // 2:
         return
     words[DECAY + Y_DRAINED] = words[DECAY + Y_EPOCHS]
     words[DECAY + Y_STUCK] = 0
