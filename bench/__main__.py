@@ -1,5 +1,6 @@
 """``python -m bench [--smoke] [--json FILE]``, ``python -m bench natives [--rss] [--traces DIR] [--only NAME]``,
-``python -m bench lab``, ``network``, ``numpy``, ``pools`` or ``reclaim``, and ``python -m bench soak [--seconds N] [--threads 2]``.
+``python -m bench lab``, ``network``, ``numpy``, ``pools`` or ``reclaim``, and ``python -m bench soak [--seconds N]
+[--threads 2]``.
 
 Alone: Python's side and start-up. ``network``: echo servers, each in a process. ``natives``: jitted code against native
 allocators. ``numpy``: arrays and pipelines in an arena (``bench.numpy_arrays``, ``bench.numpy_pipelines``). ``lab``: what
@@ -32,7 +33,10 @@ def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument(
-        "part", nargs="?", choices=["lab", "natives", "network", "numpy", "pools", "reclaim", "soak"], help="what to run"
+        "part",
+        nargs="?",
+        choices=["lab", "natives", "network", "numpy", "pools", "reclaim", "soak"],
+        help="what to run",
     )
     parser.add_argument("--smoke", action="store_true", help="small sizes: does it run? alone, all parts")
     parser.add_argument("--json", metavar="FILE", help="write results and the machine there")
