@@ -28,7 +28,7 @@ FENCE = re.compile(
     r"^(?P<skip><!-- not run: .+ -->\n+)?```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 # Names of layout.py that docs/memory-layout.md must explain.
-EXPLAINED = re.compile(r"(H|Z|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|BACKING|ZONE|HUGE)_[A-Z0-9_]+")
+EXPLAINED = re.compile(r"(H|Z|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|BACKING|ZONE|HUGE|Y|PSI|TRG)_[A-Z0-9_]+")
 NOT_FIELDS = {"PAGE_SHIFT", "PAGE_BYTES", "PAGE_WORDS", "CACHE_WORDS", "CACHE_NAME_BYTES", "ZONE_WORDS"}
 NOT_FIELDS |= {"CACHE_SHIFT", "CACHE_MASK", "ZONE_SHIFT", "ZONE_MASK"}
 

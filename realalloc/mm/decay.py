@@ -36,6 +36,7 @@ from realalloc.mm.layout import (
     Y_STUCK,
     Y_WANTED,
 )
+from realalloc.mm.pressure import update_pressure
 from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import drain_locked
 from realalloc.mm.vmalloc import purge_old_lazy_locked
@@ -82,6 +83,7 @@ def _purge_step(words: Words) -> int:
 @entry
 def decay_tick(words: Words, now_ns: int) -> int:
     """Do one step for an arena that wants it; return in how many ns the next one is due, 0 for at once."""
+    update_pressure(words, now_ns)
     served = 1 if words[DECAY + Y_WANTED] != 0 and words[H_CLOSED] == 0 and words[DECAY + Y_NS] >= 0 else 0
     words[DECAY + Y_SERVED] = served
     if served == 0:
@@ -110,6 +112,7 @@ def set_decay(words: Words, decay_ns: int) -> int:
     lock(words)
     words[DECAY + Y_NS] = decay_ns
     words[DECAY + Y_EPOCH_NS] = monotonic_ns()
+    update_pressure(words, words[DECAY + Y_EPOCH_NS])
     words[DECAY + Y_STUCK] = 0
     words[DECAY + Y_PENDING] = 0
     for age in range(DECAY_EPOCHS):
