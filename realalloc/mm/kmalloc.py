@@ -192,6 +192,13 @@ def kmalloc(words: Words, nbytes: int, gfp: int) -> int:
     return kmalloc_fast(words, nbytes, gfp)
 
 
+@kernel
+def _is_metadata(words: Words, head: int) -> int:
+    """Tell whether the objects of a slab are free maps or sheaves: nobody's to free."""
+    c = cache_of(words, head)
+    return 1 if c == words[H_FREEMAP_CACHE] or c == words[H_SHEAF_CACHE] else 0
+
+
 @entry
 def kfree_locked(words: Words, offset: int) -> int:
     """Free whatever block begins at ``offset``: object, large block, run, area; EINVAL if none does."""
@@ -204,6 +211,8 @@ def kfree_locked(words: Words, offset: int) -> int:
             return EINVAL
         free_any_block_locked(words, pfn)
         return OK
+    if head_of(words, pfn) != 0 and _is_metadata(words, head_of(words, pfn)) == 1:
+        return EINVAL
     return cache_free_locked(words, 0, offset)
 
 
@@ -216,7 +225,7 @@ def kfree_slow(words: Words, offset: int) -> int:
     if (kind == KIND_LARGE or kind == KIND_PAGES) and push_block(words, pfn) == 1:
         return OK
     if offset < words[H_VM_START_BYTES] and head_of(words, pfn) != 0:
-        return cache_free_slow(words, 0, offset)
+        return EINVAL if _is_metadata(words, head_of(words, pfn)) == 1 else cache_free_slow(words, 0, offset)
     lock(words)
     status = kfree_locked(words, offset)
     unlock(words)
@@ -274,7 +283,7 @@ def ksize_locked(words: Words, offset: int) -> int:
     kind = kind_of(words, pfn)
     if kind == KIND_LARGE or kind == KIND_PAGES or kind == KIND_RUN:
         return pages_at(words, pfn) << PAGE_SHIFT if offset & (PAGE_BYTES - 1) == 0 else EINVAL
-    if is_live_object(words, 0, offset) == 0:
+    if is_live_object(words, 0, offset) == 0 or _is_metadata(words, head_of(words, pfn)) == 1:
         return EINVAL
     return words[cache_of(words, head_of(words, pfn)) + C_OBJECT_BYTES]
 

@@ -15,6 +15,7 @@ from kernels import (
     holds,
     is_zero,
     metadata,
+    page_info,
     page_kind,
     pattern,
     write,
@@ -35,6 +36,8 @@ from realalloc.mm.layout import (
     C_ORDER,
     C_SHEAF,
     C_STRIDE_BYTES,
+    CACHE_MASK,
+    CACHE_SHIFT,
     CACHE_WORDS,
     EINVAL,
     ENOMEM,
@@ -51,6 +54,8 @@ from realalloc.mm.layout import (
     H_VM_PAGES,
     H_VM_START_BYTES,
     KIND_LARGE,
+    KIND_SLAB,
+    KIND_TAIL,
     KMALLOC_SIZES,
     KMALLOC_TABLE,
     Z_START_PFN,
@@ -421,3 +426,22 @@ def test_a_long_random_life_keeps_every_byte() -> None:
 
 def test_patterns_of_different_blocks_differ() -> None:
     assert len({pattern(seed, 64).tobytes() for seed in range(256)}) == 256
+
+
+def test_metadata_is_nobodys_to_free() -> None:
+    """Free maps of tiny objects and sheaves lie in slabs of the arena's own, beside those of users."""
+    raw = RawArena(8 * MIB, 4)
+    live = {int(kmalloc(raw.words, 8, 0)) for _ in range(2000)}
+    inner = [int(raw.words[H_FREEMAP_CACHE]), int(raw.words[H_SHEAF_CACHE])]
+    found = 0
+    for pfn in range(raw.plan.meta_pages, raw.plan.end_pfn):
+        if page_kind(raw, pfn) in (KIND_SLAB, KIND_TAIL):
+            cache = int(raw.words[H_CACHES]) + (page_info(raw, pfn) >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
+            if cache in inner:
+                found += 1
+                for offset in range(pfn * PAGE, (pfn + 1) * PAGE, 64):
+                    assert ksize(raw.words, offset) == kfree(raw.words, offset) == EINVAL
+    assert found >= 2
+    raw.validate()
+    for offset in live:
+        assert kfree(raw.words, offset) == 0

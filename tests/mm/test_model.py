@@ -40,7 +40,6 @@ from realalloc.mm.layout import (
     H_BLOCKS,
     H_COMMITTED_PAGES,
     H_LIMIT_PAGES,
-    H_NR_RECORDS,
     H_VM_AREAS,
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
@@ -206,8 +205,8 @@ class Life:
         if ksize(self.raw.words, wrong) == EINVAL:
             assert wrong not in self.live
             assert kfree(self.raw.words, wrong) == EINVAL
-        elif wrong not in self.live:  # an element in reserve, a pool's own block, or a thread's sheaf
-            assert self.pools or self.raw.words[H_NR_RECORDS] > 0
+        elif wrong not in self.live:  # an element in reserve, or a pool's own block
+            assert self.pools
 
     def limit(self, pages: int) -> None:
         wanted = pages % (self.raw.pages + 1)
