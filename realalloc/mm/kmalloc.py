@@ -99,6 +99,16 @@ def class_of(words: Words, nbytes: int, gfp: int) -> int:
 
 
 @kernel
+def usable_bytes(words: Words, nbytes: int, gfp: int) -> int:
+    """Return what ksize will say of a block of ``nbytes``, at most the arena's size."""
+    largest = PAGE_BYTES << words[H_MAX_ORDER]
+    if nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest):
+        return words[class_of(words, nbytes, gfp) + C_OBJECT_BYTES]
+    pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
+    return PAGE_BYTES << order_of_pages(pages) if nbytes <= largest else pages << PAGE_SHIFT
+
+
+@kernel
 def kmalloc_locked(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate without reclaim; small blocks are not zeroed here."""
     zone = ZONE_DMA if gfp & GFP_DMA_BIT else ZONE_NORMAL
