@@ -13,7 +13,6 @@ in B_BYTES of *b* until the lease dies.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import weakref
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from realalloc import views
-from realalloc.errors import ArenaClosed
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_NORETRY
 from realalloc.lease import tag_of
 from realalloc.mm import layout
@@ -49,6 +47,7 @@ from realalloc.sizes import as_bytes, format_bytes
 if TYPE_CHECKING:
     from realalloc.arena import Arena
 
+FEW_BLOCKS: Final = 64
 NAMED_HOLDERS: Final = 4  # how many of the largest holders an OutOfMemory names
 BATCH_BYTES: Final = 64 << layout.PAGE_SHIFT  # kernel: MEMCG_CHARGE_BATCH
 PENALTY: Final = 64.0  # seconds for a batch at twice the high mark (kernel: MEMCG_DELAY_SCALING_SHIFT)
@@ -106,7 +105,10 @@ class Blocks:
         self._source = memoryview(source).cast("B")
         self._gate = memoryview(gate).cast("B")
         self._word = gate
-        self._open: weakref.WeakSet[_Entered] = weakref.WeakSet()
+        # References without callbacks: in those, and in a __del__, the handler of a Ctrl-C would raise into nowhere.
+        self._open: dict[weakref.ref[_Entered], None] = {}
+        self._room = FEW_BLOCKS
+        self._handles: dict[weakref.ref[Budget], Any] = {}
         self._turn = threading.RLock()
         _registries.add(self)
 
@@ -114,9 +116,21 @@ class Blocks:
         """Open a block in this context."""
         entered = _Entered(budget, _innermost.get())
         with self._turn:
-            self._open.add(entered)
+            if len(self._open) >= self._room:  # most are of contexts that are gone
+                self._open = {reference: None for reference in self._open if reference() is not None}
+                self._room = max(FEW_BLOCKS, 2 * len(self._open))
+            self._open[weakref.ref(entered)] = None
             self._word[0] = 0
         _innermost.set(entered)
+
+    def _any_open(self) -> bool:
+        """Tell whether a block is open in any context, and forget those that are not."""
+        while self._open:
+            reference = next(iter(self._open))
+            if reference() is not None:
+                return True
+            self._open.pop(reference, None)
+        return False
 
     def current(self) -> Budget | None:
         """Return the budget of this context's innermost block of this arena; opens the gate again where no block is left."""
@@ -125,17 +139,29 @@ class Blocks:
             if entered.budget._blocks is self:
                 return entered.budget
             entered = entered.outer
-        if self._word[0] == 0 and not self._open:
+        if self._word[0] == 0:
             self.reopen()
         return None
 
     def reopen(self) -> None:
         """Open the gate, if the arena is open and no block is."""
         with self._turn:
-            if not self._open:
+            if not self._any_open():
                 self._gate[:] = self._source
-            if self._open:  # of a finalizer or signal handler that came between
+            if self._any_open():  # a finalizer or signal handler came between
                 self._word[0] = 0
+
+    def keep(self, budget: Budget, handle: Any) -> None:
+        """Note the handle of a budget that is being made, and let go of those of budgets that are no more."""
+        self.sweep(budget._arena.words)
+        self._handles[weakref.ref(budget)] = handle
+
+    def sweep(self, words: Words) -> None:
+        """Close budgets that nobody can charge any more. Interrupted, it is done the next time."""
+        for reference in list(self._handles):
+            if reference() is None:
+                budget_drop(words, self._handles[reference])
+                self._handles.pop(reference, None)
 
     def after_fork(self) -> None:
         """In a child: what other threads held is free."""
@@ -245,7 +271,8 @@ class Budget:
 
     As a ``with`` block it charges what the block allocates from its arena: kmalloc, kzalloc, kcalloc, krealloc, vmalloc,
     kvmalloc and pages, by usable bytes, until the last view is gone. Of nested blocks the innermost pays. May be entered
-    often, by many threads and tasks at once. A budget that nothing refers to any more is closed.
+    often, by many threads and tasks at once. A budget that nothing refers to any more is closed when
+    the next one is made or looked at.
     """
 
     def __init__(
@@ -266,6 +293,7 @@ class Budget:
         self.path: str = name if parent is None else f"{parent.path}/{name}"
         bounds = _bound(limit, "limit"), _bound(high, "high")
         words = arena.words
+        self._blocks.keep(self, self._handle)
         padded = raw.ljust(layout.BUDGET_NAME_BYTES, b"\0")
         self._handle[1:] = np.frombuffer(padded, np.int64)
         above = 0 if parent is None else parent._at
@@ -319,8 +347,12 @@ class Budget:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Charge as before; RuntimeError if another block was entered since and not left."""
+        """Charge as before; RuntimeError if another block was entered since and not left, unless a Ctrl-C may have kept it
+        from being left.
+        """
         top = _innermost.get()
+        while error is not None and top is not None and top.budget is not self:
+            top = top.outer
         if top is None or top.budget is not self:
             raise RuntimeError(f"this is not the innermost block of a budget that was entered here: {self.path!r}")
         _innermost.set(top.outer)
@@ -407,7 +439,9 @@ class Budget:
 
     def stats(self) -> BudgetStats:
         """Return what is charged, here and in the budgets below."""
-        return _read(self._arena.words, self._at)
+        words = self._arena.words
+        self._blocks.sweep(words)
+        return _read(words, self._at)
 
     def close(self) -> None:
         """Take no charges any more; what is charged stays counted, also in the parents, until it goes back. Idempotent.
@@ -415,20 +449,12 @@ class Budget:
         BufferError, with nothing changed, while a budget below it is open. Open blocks, caches and pools of it get an
         OutOfMemory for what they ask from now on.
         """
-        if not self.closed and budget_close(self._arena.words, self._at) != layout.OK:
+        if self.closed:
+            return
+        self._blocks.sweep(self._arena.words)
+        if budget_close(self._arena.words, self._at) != layout.OK:
             names = ", ".join(repr(s.path) for s in self.stats().children if not s.closed)
             raise BufferError(f"budget {self.path!r} has open budgets below it: {names}; close them first")
-
-    def __del__(self) -> None:
-        """Close what nobody can charge any more."""
-        handle = getattr(self, "_handle", None)
-        if handle is None or handle[0] == 0 or sys.is_finalizing():
-            return
-        try:
-            words = self._arena.words
-        except ArenaClosed:
-            return
-        budget_drop(words, handle)
 
     def __reduce__(self) -> Any:
         """Refuse: a copy would count the same memory."""
