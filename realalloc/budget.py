@@ -216,8 +216,13 @@ def _children(words: Words, b: int) -> list[int]:
     return found[::-1]
 
 
+def _scratch(count: int) -> Words:
+    """Make words outside of every arena, also where NumPy allocates from one."""
+    return np.frombuffer(bytearray(count * layout.WORD_BYTES), np.int64)
+
+
 def _read(words: Words, b: int) -> BudgetStats:
-    d = np.zeros(layout.BUDGET_WORDS, np.int64)
+    d = _scratch(layout.BUDGET_WORDS)
     budget_copy(words, b, d)
     counts, sizes = d[layout.B_COUNTS :], d[layout.B_BYTES :]
     return BudgetStats(
@@ -279,7 +284,7 @@ class Budget:
         self, arena: Arena, name: str, limit: int | str | None, high: int | str | None, parent: Budget | None
     ) -> None:
         """Make it; see :meth:`realalloc.Arena.budget`."""
-        self._handle = np.zeros(1 + layout.BUDGET_WORDS - layout.B_NAME, np.int64)
+        self._handle = _scratch(1 + layout.BUDGET_WORDS - layout.B_NAME)
         raw = _encoded(name)
         if parent is not None and not isinstance(parent, Budget):
             raise TypeError(f"parent must be a Budget, not {type(parent).__name__}")
