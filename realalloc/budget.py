@@ -102,9 +102,8 @@ class Blocks:
 
     def __init__(self, source: Any, gate: Any) -> None:
         """Begin with no block. ``source`` is the arena's gate, ``gate`` that of kmalloc; both are arrays of one word."""
-        self._source = memoryview(source).cast("B")
-        self._gate = memoryview(gate).cast("B")
-        self._word = gate
+        self._source = source
+        self._gate = gate
         # References without callbacks: in those, and in a __del__, the handler of a Ctrl-C would raise into nowhere.
         self._open: dict[weakref.ref[_Entered], None] = {}
         self._room = FEW_BLOCKS
@@ -120,7 +119,7 @@ class Blocks:
                 self._open = {reference: None for reference in self._open if reference() is not None}
                 self._room = max(FEW_BLOCKS, 2 * len(self._open))
             self._open[weakref.ref(entered)] = None
-            self._word[0] = 0
+            self._gate[0] = 0
         _innermost.set(entered)
 
     def _any_open(self) -> bool:
@@ -139,7 +138,7 @@ class Blocks:
             if entered.budget._blocks is self:
                 return entered.budget
             entered = entered.outer
-        if self._word[0] == 0:
+        if self._gate[0] == 0:
             self.reopen()
         return None
 
@@ -147,9 +146,9 @@ class Blocks:
         """Open the gate, if the arena is open and no block is."""
         with self._turn:
             if not self._any_open():
-                self._gate[:] = self._source
+                memoryview(self._gate).cast("B")[:] = memoryview(self._source).cast("B")  # one step, read and write
             if self._any_open():  # a finalizer or signal handler came between
-                self._word[0] = 0
+                self._gate[0] = 0
 
     def keep(self, budget: Budget, handle: Any) -> None:
         """Note the handle of a budget that is being made, and let go of those of budgets that are no more."""
