@@ -6,8 +6,8 @@ variable: each thread and each asyncio task has its own, and a task begins with 
 
 ``arena.kmalloc`` is machine code behind a gate that is shut while any block of this arena's budgets is open in any context;
 it then takes the slow path, which looks.
-Invariant: what kmalloc, vmalloc and pages give in a block of budget *b* has *b* in its lease's tag, and its usable bytes are
-in B_BYTES of *b* until the lease dies.
+Invariant: what kmalloc, vmalloc and pages give in a block of budget *b* has *b* in its lease's tag, and its usable bytes (of
+an area: the whole pages asked for) are in B_BYTES of *b* until the lease dies.
 """
 
 from __future__ import annotations

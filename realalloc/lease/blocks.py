@@ -12,7 +12,7 @@ from realalloc.lease.capi import load_at, store_at
 from realalloc.mm.atomic import atomic_add
 from realalloc.mm.charge import charge, uncharge
 from realalloc.mm.jit import JIT, Words, entry, kernel
-from realalloc.mm.kmalloc import kfree, kmalloc, ksize, usable_bytes, vmalloc
+from realalloc.mm.kmalloc import charged_bytes, kfree, kmalloc, usable_bytes, vmalloc
 from realalloc.mm.kmem_cache import construct_put
 from realalloc.mm.layout import (
     CHARGE_BUFFERS,
@@ -86,7 +86,7 @@ def budget_of(tag: int) -> int:
 
 @entry
 def whole_bytes(words: Words, verb: int, argument: int, gfp: int) -> int:
-    """Return the usable bytes of a block that ``take`` would return, which are what it charges."""
+    """Return what a block that ``take`` would return charges."""
     if verb == VERB_PAGES:
         return PAGE_BYTES << argument
     if verb == VERB_RUN:
@@ -154,7 +154,7 @@ def give_back(words: Words, tag: int, offset: int) -> int:
     elif verb == VERB_CONSTRUCT:
         status = construct_put(words, offset)
     elif verb != VERB_NONE:
-        nbytes = ksize(words, offset) if owner != 0 else 0
+        nbytes = charged_bytes(words, offset) if owner != 0 else 0
         status = kfree(words, offset)
         if nbytes > 0:
             uncharge(words, owner, CHARGE_BUFFERS, nbytes)

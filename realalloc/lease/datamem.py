@@ -27,7 +27,15 @@ from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
 from realalloc.mm.atomic import address_of, atomic_add
 from realalloc.mm.charge import charge, recharge, uncharge
 from realalloc.mm.jit import JIT, Entry, Words, at_end, c_function, entry, kernel, native
-from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree_slow, kmalloc_fast, ksize, usable_bytes, zero_words
+from realalloc.mm.kmalloc import (
+    CLASS_SHEAF_SHIFT,
+    charged_bytes,
+    kfree_slow,
+    kmalloc_fast,
+    ksize,
+    usable_bytes,
+    zero_words,
+)
 from realalloc.mm.layout import (
     CHARGE_ARRAYS,
     GFP_ZERO_BIT,
@@ -157,7 +165,7 @@ def data_alloc_slow(words: Words, record: int, nbytes: int, gfp: int) -> int:
 
 @kernel
 def _whole(words: Words, record: int, nbytes: int) -> int:
-    """Return the usable bytes of the block that NumPy will get for ``nbytes``."""
+    """Return what the block that NumPy will get for ``nbytes`` charges."""
     return usable_bytes(words, _rounded(words, load_at(record + R_ALIGN), nbytes), 0)
 
 
@@ -230,7 +238,7 @@ def data_resize(words: Words, record: int, block: int, nbytes: int) -> int:
 def data_free_charged(words: Words, record: int, block: int, nbytes: int) -> int:
     """Free what a budget paid for, or what NumPy's default handler gave."""
     owned = block != 0 and _owns(record, block) == 1
-    whole = ksize(words, block - load_at(record + R_BASE)) if owned else 0
+    whole = charged_bytes(words, block - load_at(record + R_BASE)) if owned else 0
     data_free_slow(words, record, block, nbytes)
     if whole > 0:
         uncharge(words, load_at(record + R_BUDGET), CHARGE_ARRAYS, whole)
@@ -242,7 +250,7 @@ def data_resize_charged(words: Words, record: int, block: int, nbytes: int) -> i
     """Return a block of ``nbytes`` with the old contents; the budget pays for what is more, beforehand."""
     base = load_at(record + R_BASE)
     b = load_at(record + R_BUDGET)
-    old = ksize(words, block - base) if _owns(record, block) == 1 else 0
+    old = charged_bytes(words, block - base) if _owns(record, block) == 1 else 0
     if old <= 0:
         return data_resize(words, record, block, nbytes)
     more = max(0, _whole(words, record, nbytes) - old) if 0 <= nbytes < LARGEST else 0
@@ -263,7 +271,7 @@ def data_resize_charged(words: Words, record: int, block: int, nbytes: int) -> i
     if moved == 0:
         recharge(words, b, CHARGE_ARRAYS, -more)
     elif _owns(record, moved) == 1:
-        recharge(words, b, CHARGE_ARRAYS, ksize(words, moved - base) - old - more)
+        recharge(words, b, CHARGE_ARRAYS, charged_bytes(words, moved - base) - old - more)
     else:
         uncharge(words, b, CHARGE_ARRAYS, old + more)
     return moved
