@@ -74,7 +74,7 @@ def report(results: list[Result], *, judge: bool) -> None:
     for result in results:
         if not judge:
             result.targets = {}
-        print("\n".join(result.lines()))
+        print("\n".join(result.lines()), flush=True)
 
 
 def save(results: list[Result], path: str) -> None:

@@ -1,145 +1,127 @@
-"""``python -m bench.numpy_arrays [--smoke]``: array expressions, ``np.empty`` and ``np.zeros`` in an arena and without.
+"""``python -m bench.numpy_arrays [--smoke] [--json FILE] [--only CASE]``: array expressions, ``np.empty``, ``np.zeros`` and
+a queue of arrays, in an arena and without.
 
-The peer is NumPy's default handler over the C library as it is; tuned or preloaded ones are not measured here. Beside them
-stands a floor: the same work in buffers that are there already, which is what an allocator that costs nothing would leave.
+Peers: NumPy's default handler over the C library as it is, over the same tuned (``MALLOC_TRIM_THRESHOLD_``,
+``MALLOC_MMAP_THRESHOLD_``; ``MALLOC_MMAP_MAX_=0``), and over preloaded allocators; each in a process of its own, new for each
+case, since what glibc does depends on what was freed before; all take turns in each round. Beside them stands a floor: the
+same work in buffers that are there already, which is what an allocator that costs nothing would leave. Ratios are medians of
+those within a round.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
-from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import numpy as np
-
-import realalloc as ra
-from bench.measure import Result, report, sample
+from bench.allocators import ARENA, DEFAULT, Peer, peers, start
+from bench.measure import Result, report, save
+from bench.numpy_cases import LIVE
 from realalloc.lab import machine
 
-MIB = 1 << 20
-EXPRESSIONS = {64: 0.0, 4096: 0.0, 65536: 0.0, MIB: 4.0, 4 * MIB: 2.5, 64 * MIB: 1.3}  # bytes: times as fast as default
+KIB, MIB = 1 << 10, 1 << 20
+FLOOR = "floor"
 WORK = 1 << 25  # bytes of arrays in a turn
-LIVE, LARGE = 64, 16 * MIB
 
 
-def row(
-    name: str,
-    arena: ra.Arena,
-    body: Callable[[], object],
-    number: int,
-    rounds: int,
-    most: float,
-    floor: Callable[[], object] | None = None,
-) -> Result:
-    """Time ``body`` both ways, and ``floor``, taking turns."""
+class Case(NamedTuple):
+    """What is timed; ``times``: as fast as the default at least; ``beats``: at least as fast as the best of all peers."""
 
-    def turn(block: Callable[[], object], work: Callable[[], object] = body) -> Callable[[int], object]:
-        def run(count: int) -> None:
-            with block():  # type: ignore[attr-defined]
-                for _ in range(count):
-                    work()
-
-        return run
-
-    handler = arena.numpy()
-    contestants = {"arena": turn(lambda: handler), "default": turn(nullcontext)}
-    if floor is not None:
-        contestants["floor"] = turn(nullcontext, floor)
-    spent = sample(contestants, number, rounds)
-    ratio = statistics.median(a / b for a, b in zip(spent["arena"], spent["default"], strict=True))
-    medians = {who: statistics.median(values) for who, values in spent.items()}
-    targets = {"default": round(most, 3)} if most else {}
-    notes = {"times as fast": round(1 / ratio, 2)}
-    if floor is not None:
-        least = statistics.median(b / a for a, b in zip(spent["floor"], spent["default"], strict=True))
-        notes["times as fast at most (floor)"] = round(least, 2)
-    return Result(name, "ns", medians, "arena", targets, notes, {"default": ratio})
+    name: str
+    nbytes: int
+    times: float = 0.0
+    beats: bool = False
+    floor: str = ""
 
 
-def reused(a: np.ndarray, b: np.ndarray, arena: ra.Arena) -> Callable[[], object]:
-    """Return ``a*2 + b*3 - a`` in the two buffers that NumPy needs when it reuses temporaries, allocated once."""
-    first, second = arena.empty_like(a), arena.empty_like(a)
-
-    def work() -> None:
-        np.multiply(a, 2, out=first)
-        np.multiply(b, 3, out=second)
-        np.add(first, second, out=first)
-        np.subtract(first, a, out=first)
-
-    return work
+EXPRESSIONS = {64: 0.0, KIB: 0.0, 4 * KIB: 0.0, 64 * KIB: 0.0, MIB: 4.0, 4 * MIB: 2.5, 16 * MIB: 0.0}
+EXPRESSIONS |= {64 * MIB: 1.3, 256 * MIB: 0.0}
+CASES = [
+    Case("expression", nbytes, times, beats=True, floor="expression_floor") for nbytes, times in EXPRESSIONS.items()
+]
+CASES += [Case(name, nbytes, 1 / 1.1) for name in ("empty", "zeros") for nbytes in (64, KIB)]
+CASES += [Case(name, nbytes) for nbytes in (MIB, 64 * MIB) for name in ("zeros", "zeros_filled")]
+CASES += [Case("queue", 16 * MIB, 50.0, floor="queue_floor")]
+SMOKE = [Case("expression", 64 * KIB, floor="expression_floor"), Case("queue", 64 * KIB)]
 
 
-def rows(*, smoke: bool) -> list[Result]:
-    """Run everything."""
-    made = []
-    rounds = 2 if smoke else 11
-    with ra.Arena("4GiB") as arena:
-        for nbytes, times in EXPRESSIONS.items():
-            if smoke and nbytes > MIB:
-                continue
-            a = np.ones(nbytes // 8)
-            b = a + 1
-            number = max(2, min(20_000, WORK // nbytes)) if not smoke else 2
-            made.append(
-                row(
-                    f"a*2 + b*3 - a, {nbytes} B",
-                    arena,
-                    lambda a=a, b=b: a * 2 + b * 3 - a,
-                    number,
-                    rounds,
-                    1 / times if times else 0,
-                    reused(a, b, arena),
-                )
-            )
-        for make in (np.empty, np.zeros):
-            for nbytes in (64, 1024):
-                name = f"np.{make.__name__}, {nbytes} B"
-                made.append(
-                    row(name, arena, lambda make=make, n=nbytes: make(n, np.uint8), 2 if smoke else 50_000, rounds, 1.1)
-                )
-        for nbytes in (MIB,) if smoke else (MIB, 64 * MIB):
-            number = 2 if smoke else max(3, WORK // nbytes)
-            made.append(row(f"np.zeros, {nbytes} B", arena, lambda n=nbytes: np.zeros(n, np.uint8), number, rounds, 0))
-            made.append(row(f"np.zeros, {nbytes} B, then filled", arena, lambda n=nbytes: filled(n), number, rounds, 0))
-        if not smoke:
-            made.append(fifo(arena))
-    return made
+def spelled(nbytes: int) -> str:
+    """Spell a size."""
+    for unit, size in (("MiB", MIB), ("KiB", KIB)):
+        if nbytes >= size:
+            return f"{nbytes // size} {unit}"
+    return f"{nbytes} B"
 
 
-def filled(nbytes: int) -> None:
-    """Make zeros and write all of them, as programs do that asked for zeros to add to them."""
-    np.zeros(nbytes, np.uint8).fill(1)
+def row(case: Case, chosen: list[Peer], rounds: int, *, smoke: bool) -> Result:
+    """Run a case in new processes: every peer once a round, in another order each."""
+    number = 2 if smoke else max(1, min(50_000, WORK // case.nbytes))
+    if case.name == "queue" and not smoke:
+        number = 2 * LIVE
+    children, wrong = start("bench.numpy_cases", [*chosen, *([Peer(FLOOR, {})] if case.floor else [])])
+    for line in wrong:
+        print(f"not taking part: {line}")
+    spent: dict[str, list[float]] = {child.peer.name: [] for child in children}
+    faults: dict[str, list[float]] = {child.peer.name: [] for child in children}
+    try:
+        for k in range(rounds + 1):
+            for child in children[k % len(children) :] + children[: k % len(children)]:
+                what = case.floor if child.peer.name == FLOOR else case.name
+                answer = child.ask({"case": what, "nbytes": case.nbytes, "number": number})
+                if k:  # the first one warms up
+                    spent[child.peer.name].append(answer["ns"])
+                    faults[child.peer.name].append(answer["faults"])
+    finally:
+        for child in children:
+            child.close()
+    return judged(case, spent, faults)
 
 
-def fifo(arena: ra.Arena) -> Result:
-    """Time a queue of live arrays, of which the oldest dies for each new one; only each page's first byte is touched."""
-    live: deque[np.ndarray] = deque(maxlen=LIVE)
+def judged(case: Case, spent: dict[str, list[float]], faults: dict[str, list[float]]) -> Result:
+    """Make the row of what was measured."""
+    medians = {name: statistics.median(values) for name, values in spent.items()}
+    pairs = {name: zip(spent[ARENA], values, strict=True) for name, values in spent.items() if name != ARENA}
+    ratios = {name: statistics.median(ours / theirs for ours, theirs in pair) for name, pair in pairs.items()}
+    others = [name for name in ratios if name not in (DEFAULT, FLOOR)]
+    best = min(others, key=lambda name: medians[name], default=DEFAULT)
+    targets = {DEFAULT: round(1 / case.times, 3)} if case.times else {}
+    if case.beats:
+        targets[best] = 1.0
+    notes = {f"times as fast as {name}": round(1 / ratio, 2) for name, ratio in ratios.items() if name != FLOOR}
+    if FLOOR in spent:
+        least = statistics.median(b / a for a, b in zip(spent[FLOOR], spent[DEFAULT], strict=True))
+        notes["times as fast as default at most (floor)"] = round(least, 2)
+    notes |= {f"page faults, {name}": round(statistics.median(faults[name]), 1) for name in (ARENA, DEFAULT)}
+    return Result(f"{case.name}, {spelled(case.nbytes)}", "ns", medians, ARENA, targets, notes, ratios)
 
-    def step() -> None:
-        fresh = np.empty(LARGE, np.uint8)
-        fresh[::4096] = 1
-        live.append(fresh)
 
-    there = itertools.cycle([arena.ones(LARGE, np.uint8) for _ in range(LIVE)])
-
-    def touch() -> None:
-        next(there)[::4096] = 1
-
-    result = row(f"FIFO of {LIVE} arrays of 16 MiB, touched", arena, step, 2 * LIVE, 3, 1 / 50, touch)
-    live.clear()
-    return result
+def rows(*, smoke: bool, only: str = "", rounds: int = 11) -> Iterator[Result]:
+    """Run everything; in a smoke run with three peers, since each is a process."""
+    chosen, missing = peers()
+    for line in missing:
+        print(f"not taking part: {line}")
+    for case in SMOKE if smoke else CASES:
+        if only in case.name:
+            count = 1 if smoke else 5 if case.nbytes > 64 * MIB or case.name == "queue" else rounds
+            yield row(case, chosen[:3] if smoke else chosen, count, smoke=smoke)
 
 
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(prog="bench.numpy_arrays")
-    parser.add_argument("--smoke", action="store_true", help="small sizes: does it run?")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--smoke", action="store_true", help="small sizes, three peers: does it run?")
+    parser.add_argument("--json", metavar="FILE", help="write results and the machine there")
+    parser.add_argument("--only", metavar="CASE", default="", help="cases with this in their name")
+    parser.add_argument("--rounds", type=int, default=11, help="turns of everybody in a row")
+    options = parser.parse_args()
     print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
-    report(rows(smoke=smoke), judge=not smoke)
+    results = []
+    for result in rows(smoke=options.smoke, only=options.only, rounds=options.rounds):
+        report([result], judge=not options.smoke)
+        results.append(result)
+    if options.json:
+        save(results, options.json)
 
 
 if __name__ == "__main__":

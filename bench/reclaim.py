@@ -23,6 +23,7 @@ from realalloc.jit import as_array, kfree, kmalloc
 from realalloc.lab import streams
 from realalloc.lab.natives import Native, find_natives
 from realalloc.memory import Memory, anonymous
+from realalloc.mm.kmalloc import ksize
 from realalloc.rss import RssSampler, rss, trim_heap
 
 MIB = 1 << 20
@@ -206,12 +207,16 @@ def long_life(*, smoke: bool) -> list[Result]:
             peaks.append(sampler.peak - before)
         arena.validate()
         metadata = arena.residency().metadata
+        usable = sum(int(ksize(arena.words, offset)) for offset in slots.tolist() if offset)
         for offset in slots.tolist():
             if offset:
                 _give(arena.words, offset)
     bound = max(lives) + metadata
     medians = {"RSS at peak": max(peaks) / MIB, "live + metadata": bound / MIB}
-    notes = {"last tenth / second": peaks[9] / max(1, peaks[1])}
+    notes = {
+        "last tenth / second": peaks[9] / max(1, peaks[1]),
+        "peak / (bytes of the size classes + metadata)": max(peaks) / (usable + metadata),
+    }
     return [
         Result(f"replacement, {number} operations", "MiB", medians, "RSS at peak", {"live + metadata": 1.15}, notes)
     ]

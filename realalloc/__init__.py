@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from realalloc.fragmentation import CacheWaste, Fragmentation, ZoneFragmentation
     from realalloc.mempool import MemPool
     from realalloc.objectpool import ObjectPool
+    from realalloc.pressure import Pressure, PressureTrigger
     from realalloc.shrinker import SHRINK_EMPTY, SHRINK_STOP, Shrinker, ShrinkerStats
-    from realalloc.views import CacheStats, PoolStats, Stats
+    from realalloc.views import CacheStats, PoolStats, Residency, Stats
 
 __version__ = "0.1.0"
 
@@ -50,12 +51,15 @@ _LAZY = {
     "KmemCache": "realalloc.cache",
     "MemPool": "realalloc.mempool",
     "ObjectPool": "realalloc.objectpool",
+    "Pressure": "realalloc.pressure",
+    "PressureTrigger": "realalloc.pressure",
     "SHRINK_EMPTY": "realalloc.shrinker",
     "SHRINK_STOP": "realalloc.shrinker",
     "Shrinker": "realalloc.shrinker",
     "ShrinkerStats": "realalloc.shrinker",
     "CacheStats": "realalloc.views",
     "PoolStats": "realalloc.views",
+    "Residency": "realalloc.views",
     "Stats": "realalloc.views",
 }
 
@@ -91,6 +95,9 @@ __all__ = [
     "OutOfMemory",
     "Pages",
     "PoolStats",
+    "Pressure",
+    "PressureTrigger",
+    "Residency",
     "Shrinker",
     "ShrinkerStats",
     "Stats",

@@ -63,6 +63,7 @@ from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.reclaim import reclaim
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
@@ -688,6 +689,7 @@ def _after_fork_in_child() -> None:
         thaw_in_child(words)
         after_fork(words)
         forget_other_threads(words)
+        forget_triggers(words)
 
 
 if not JIT:  # with machine code, realalloc.lease.forks does it

@@ -6,19 +6,23 @@ did hold memory, by the books.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from realalloc import views
+from realalloc import pressure, views
 from realalloc.lease import kswapd
 from realalloc.mm import layout
 from realalloc.mm.commit import purge, set_limit
 from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.hollow import VECTOR_WORDS, hollow
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
+from realalloc.pressure import Pressure, PressureTrigger
 from realalloc.sizes import as_bytes, as_decay_ns, format_bytes
 from realalloc.views import Residency
+
+if TYPE_CHECKING:
+    from realalloc.arena import Arena
 
 
 class FootprintMethods:
@@ -62,6 +66,17 @@ class FootprintMethods:
     def residency(self) -> Residency:
         """Compare the books with the system, page by page (mincore(2)); exact while nobody touches what is not allocated."""
         return views.residency(self.words)
+
+    def pressure(self) -> Pressure:
+        """Return how long allocations have stalled for want of memory; its text is that of /proc/pressure/memory."""
+        return pressure.read(self.words)
+
+    def pressure_trigger(self, kind: str = "some", *, stall: float = 0.15, window: float = 1.0) -> PressureTrigger:
+        """Make an fd that becomes readable when allocations have stalled for ``stall`` seconds within ``window`` seconds.
+
+        ``kind``: ``"some"`` or ``"full"``. ValueError or TypeError for what is none of that, or beyond 16 triggers.
+        """
+        return PressureTrigger(cast("Arena", self), kind, stall, window)
 
     def trim(self, keep: int | str = 0) -> int:
         """Give memory that is not in use back to the system, all but about ``keep`` bytes; return the bytes that went.

@@ -17,6 +17,7 @@ import gc
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_NORETRY
 from realalloc.mm import layout
 from realalloc.mm.jit import Words
+from realalloc.mm.pressure import account_stall
 from realalloc.sizes import as_int
 from realalloc.views import Record, zone_pages
 
@@ -39,6 +41,7 @@ SHRINK_BATCH: Final = 128
 DEF_PRIORITY: Final = 12  # the first step scans freeable >> 12
 MAX_RECLAIM_RETRIES: Final = 16  # rounds after which no page was free that was not before
 MAX_BATCHES: Final = 1024  # of one shrinker in one step: what is left is deferred, and the allocation tried meanwhile
+_FULL_NS: Final = layout.PRESSURE + layout.PSI_FULL_NS
 TURN_SECONDS: Final = 1.0  # a shrinker may wait for what the waiting thread holds
 
 _here = threading.local()  # .busy: this thread is inside of here
@@ -261,13 +264,21 @@ class Shrinkers:
                 found = attempt()  # the other thread may have made room for both
                 if found is not None or not has_turn:
                     return found
-            return self._rounds(words, attempt, gfp)
+            return self._stalled(words, attempt, gfp)
         finally:
             _here.busy = False  # no call before this and the release: no Ctrl-C is looked at
             try:  # noqa: SIM105
                 turn.release()
             except RuntimeError:  # it is not ours
                 pass
+
+    def _stalled(self, words: Words, attempt: Callable[[], T | None], gfp: int) -> T | None:
+        """Run the rounds; the time is a stall of this thread, but for what the kernels have counted as one of all."""
+        begin, before = time.monotonic_ns(), int(words[_FULL_NS])
+        try:
+            return self._rounds(words, attempt, gfp)
+        finally:
+            account_stall(words, time.monotonic_ns() - begin - (int(words[_FULL_NS]) - before))
 
     def _rounds(self, words: Words, attempt: Callable[[], T | None], gfp: int) -> T | None:
         lowest = int(words[layout.H_ALLOCATED_PAGES])

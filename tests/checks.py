@@ -130,9 +130,9 @@ def meanwhile(function: Callable[[], Any], threads: int = 1) -> Iterator[None]:
         worker.result()
 
 
-def quiet_child(code: str, *options: str, env: dict[str, str] | None = None, expect: str = "") -> None:
-    """Run code in a child; it must exit with 0, say ``expect`` and nothing on stderr."""
-    child = run_child(code, *options, env=env)
+def quiet_child(code: str, *options: str, env: dict[str, str] | None = None, expect: str = "", **how: Any) -> None:
+    """Run code in a child as ``run_child`` does; it must exit with 0, say ``expect`` and nothing on stderr."""
+    child = run_child(code, *options, env=env, **how)
     assert (child.returncode, child.stderr) == (0, ""), f"exit {child.returncode}\n{child.stdout}\n{child.stderr}"
     assert child.stdout.strip() == expect, child.stdout
 

@@ -6,12 +6,12 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zygote
 
 from realalloc.cli import main
 
@@ -47,11 +47,11 @@ def environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def start(*argv: str, code: str | None = None, **options: Any) -> subprocess.Popen[str]:
-    """Start ``python -m realalloc`` in a child."""
+    """Start ``python -m realalloc`` in a child (see zygote.py for what ``fresh`` is)."""
     how = ["-m", "realalloc"] if code is None else ["-c", code]
     env = environment(options.pop("env", {}))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen([sys.executable, *how, *argv], env=env, **pipes)
+    return zygote.launch(*how, *argv, env=env, frozen=True, **pipes)
 
 
 def child(*argv: str, **options: Any) -> tuple[int, str, str]:

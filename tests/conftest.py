@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import tests/support.py under --import-mode=importlib
 
+import zygote
 from support import MIB, RawArena
 
 import realalloc as ra
@@ -22,12 +23,24 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def frozen() -> None:
-    """Load what the first arena loads and let the collector look past it: it would walk numba's objects after each test."""
+@pytest.fixture(scope="session")
+def loaded() -> None:
+    """Load what the first arena loads."""
     ra.Arena(MIB).close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen(loaded: None) -> None:
+    """Let the collector look past what is there, what the last file has compiled too: it would walk it after each test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    """End the parent of forked children with the session."""
+    yield
+    zygote.ZYGOTE.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from realalloc import Arena
 from realalloc.jit import kfree, kmalloc, load_word, store_word
 from realalloc.mm.atomic import atomic_load
 
@@ -59,6 +60,16 @@ def take_when_told(words, gate, spins):
     return kfree(words, kmalloc(words, 100))
 
 
+def compiled() -> None:
+    """Compile all of them: once, in the parent of forks."""
+    stop = np.ones(1, np.int64)
+    with Arena("4MiB") as arena:
+        hammer(arena.words, 1, 100, stop)
+        replace(arena.words, 1, 10, 100)
+        take_when_told(arena.words, stop, 1)
+
+
+COMPILED = "import hammers; hammers.compiled()"  # for the parent of forks
 CHILD = f"""
 import _thread, gc, os, signal, sys, threading, time, warnings
 warnings.simplefilter('ignore', DeprecationWarning)  # fork with threads

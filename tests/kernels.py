@@ -59,6 +59,8 @@ from realalloc.mm.layout import (
     PG_INFO,
     PG_LINK,
     PG_MAP0,
+    PRESSURE,
+    PSI_TRIGGERS,
     R_NEXT,
     S_COUNT,
     S_NEXT,
@@ -180,8 +182,10 @@ def blocks_that_fit(start: int, end: int, order: int) -> int:
 
 
 def metadata(raw: RawArena) -> Any:
-    """Copy all metadata: header, tables, maps, memmap."""
-    return raw.words[: int(raw.words[H_META_PAGES]) * PAGE_WORDS].copy()
+    """Copy all metadata: header, tables, maps, memmap; not how long anybody stalled."""
+    copied = raw.words[: int(raw.words[H_META_PAGES]) * PAGE_WORDS].copy()
+    copied[PRESSURE : PRESSURE + PSI_TRIGGERS] = 0
+    return copied
 
 
 def assert_unchanged(raw: RawArena, before: Any) -> None:

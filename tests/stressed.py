@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zygote
 
 from realalloc import jit
-from realalloc.lab.stress import Options, ProcessResult, Verdict
+from realalloc.lab.stress import Options, ProcessResult, Verdict, children
 from realalloc.lab.stress.checks import judge
+from realalloc.lab.stress.engine import Engine
 from realalloc.lab.stress.kernels import BYTES, OFFSET, RECORD
 from realalloc.lab.stress.records import Waits
 from realalloc.lab.stress.sampling import as_series
 from realalloc.lab.stress.worker import Worker
 
+if TYPE_CHECKING:  # children have no use for it
+    import pytest
+
 MIB = 1 << 20
+
+
+COMPILED = "import stressed; stressed.compiled()"  # for the parent of forks
+
+
+def compiled() -> None:
+    """Compile what every run needs: as much as all else that a short run does."""
+    made = Engine(Options(seconds=0.05, threads=1, arena=8 << 20, sizes="log:8..1KiB", abuse="none"))
+    try:
+        made.prepare()
+        made.run()
+        made.finish()
+    finally:
+        made.close()
+
+
+def fork_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the extra processes of a run be forks, which have compiled all."""
+
+    def popen(command: list[str], env: dict[str, str], **options: Any) -> Any:
+        return zygote.launch(*command[1:], first=COMPILED, frozen=True, **options)
+
+    monkeypatch.setattr(children, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
 
 
 def rows(seconds: float = 20.0, per_second: float = 0.0) -> list[tuple[float, dict[str, float]]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
+import zygote
 
 from realalloc.memory import Memory
 from realalloc.mm import layout
@@ -66,12 +65,9 @@ class RawArena:
         return np.zeros(max(count, 1), np.int64)
 
 
-def run_child(code: str, *options: str, timeout: float = 240, env: dict[str, str] | None = None) -> Any:
-    """Run code in a child interpreter; return the finished process (returncode, stdout, stderr)."""
-    command = [sys.executable, *options, "-c", code]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}, check=False
-    )
+def run_child(code: str, *options: str, timeout: float = 240, env: dict[str, str] | None = None, **how: Any) -> Any:
+    """Run code in a child, forked or ``fresh`` (see zygote.py); return the finished process (returncode, stdout, stderr)."""
+    return zygote.run(*options, "-c", code, timeout=timeout, env={**os.environ, **(env or {})}, **how)
 
 
 __all__ = ["JIT", "MIB", "PAGE", "RawArena", "run_child"]

@@ -400,7 +400,8 @@ else: raise SystemExit('freed')
 second = ra.Arena('4MiB')
 another = second.mempool(2, alloc_fn=make, free_fn=unmake, pool_data=5)
 kept = another.alloc()
-"""
+""",
+        fresh=True,
     )
 
 

@@ -260,5 +260,5 @@ malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(made.malloc)
 print(malloc(64) is not None)
 arena.close()
 """
-    done = run_child(code)
+    done = run_child(code, fresh=True)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -28,7 +28,7 @@ FENCE = re.compile(
     r"^(?P<skip><!-- not run: .+ -->\n+)?```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 # Names of layout.py that docs/memory-layout.md must explain.
-EXPLAINED = re.compile(r"(H|Z|Y|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|B|BACKING|ZONE|HUGE)_[A-Z0-9_]+")
+EXPLAINED = re.compile(r"(H|Z|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|B|BACKING|ZONE|HUGE|Y|PSI|TRG)_[A-Z0-9_]+")
 NOT_FIELDS = {"PAGE_SHIFT", "PAGE_BYTES", "PAGE_WORDS", "CACHE_WORDS", "CACHE_NAME_BYTES", "ZONE_WORDS"}
 NOT_FIELDS |= {"CACHE_SHIFT", "CACHE_MASK", "ZONE_SHIFT", "ZONE_MASK"}
 
@@ -96,7 +96,9 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
     if page.name == "numpy.md" and not JIT:
         pytest.skip("NumPy's hook takes machine code, which NUMBA_DISABLE_JIT forbids")
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_docs\n"
-    child = run_child(f"{code}test_docs.run_page({str(page)!r}, {str(tmp_path)!r})", "-W", "always::ResourceWarning")
+    code += f"test_docs.run_page({str(page)!r}, {str(tmp_path)!r})"
+    first = "import stressed; stressed.compiled()" if page.name == "stress.md" else ""
+    child = run_child(code, "-W", "always::ResourceWarning", first=first, fresh=page.name == "README.md")
     assert (child.returncode, child.stderr) == (0, ""), f"{child.stdout[-6000:]}\n{child.stderr[-6000:]}"
 
 

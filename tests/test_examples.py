@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import zygote
 from checks import some
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
@@ -20,8 +19,7 @@ SMALL = {
 def test_examples_run(name: str, tmp_path: Path) -> None:
     options, expect = SMALL[name]
     options += ["--dir", str(tmp_path)] if name == "copy_file.py" else []
-    command = [sys.executable, "-W", "error::ResourceWarning", str(EXAMPLES / name), *options]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    child = zygote.run("-W", "error::ResourceWarning", str(EXAMPLES / name), *options, timeout=240)
     assert (child.returncode, child.stderr) == (0, ""), f"{child.stdout}\n{child.stderr}"
     assert expect in child.stdout
 

@@ -51,6 +51,10 @@ for arena in (first, second):
     fill(arena.vmalloc(6 << 20)).release()
 until(lambda: first.stats().committed == second.stats().committed == 0)
 for arena in (first, second, off, never): arena.close()
+pid = os.fork()  # after which nobody needs it any more
+if pid == 0: os._exit(kswapd.is_running())
+assert os.waitpid(pid, 0)[1] == 0 and not kswapd.is_running()
+with ra.Arena('1MiB') as arena: assert kswapd.is_running()
 print('done')
 """,
         expect="done",

@@ -57,7 +57,7 @@ def test_reserving_a_tebibyte_costs_next_to_nothing() -> None:
         "print(used() - before)\n"
         "assert arena.plan.end_pfn == 1 << 28\n"
     )
-    done = run_child(code)
+    done = run_child(code, fresh=True)
     assert done.returncode == 0, done.stderr
     plain, arena = map(int, done.stdout.split())
     assert plain < MIB

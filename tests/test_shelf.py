@@ -439,6 +439,7 @@ time.sleep(0.05)
 """,
         "-W",
         "ignore",
+        fresh=threads,
     )
 
 

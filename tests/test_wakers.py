@@ -680,4 +680,5 @@ print('end')
         "-W",
         "ignore::ResourceWarning",
         expect="end",
+        fresh=kind == "memory",
     )

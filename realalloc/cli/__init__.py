@@ -22,6 +22,7 @@ from realalloc.cli.problems import BadInput
 from realalloc.cli.record import RecordCommand
 from realalloc.cli.replay import ReplayCommand
 from realalloc.cli.report import ReportCommand
+from realalloc.cli.run import RunCommand
 from realalloc.cli.stress import StressCommand
 from realalloc.cli.warmup import WarmupCommand
 from realalloc.errors import OutOfMemory
@@ -51,6 +52,7 @@ COMMANDS: tuple[Command, ...] = (
     RecordCommand(),
     ReplayCommand(),
     ReportCommand(),
+    RunCommand(),
     StressCommand(),
     WarmupCommand(),
 )

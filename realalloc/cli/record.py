@@ -9,13 +9,12 @@ that it would be made from is kept and named.
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from realalloc.cli.problems import BadInput, count_of, refusing, size_of
+from realalloc.cli.problems import count_of, refusing, size_of
+from realalloc.cli.programs import checked_command
 from realalloc.text import shown
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class RecordCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Check, run, write."""
-        command = _command(["-m", *args.module] if args.module is not None else args.program)
+        command = checked_command("record", ["-m", *args.module] if args.module is not None else args.program)
         from realalloc.lab.report.files import check_writable
         from realalloc.lab.trace import raw
         from realalloc.lab.trace.recorder import Options, program_name, record
@@ -74,28 +73,6 @@ class RecordCommand:
         if not args.quiet:
             print(f"realalloc record: {_told(recorded, output)}", file=sys.stderr)
         return recorded.code
-
-
-def _command(program: list[str]) -> list[str]:
-    """Return what Python shall run; BadInput if it is not there."""
-    command = program[1:] if program[:1] == ["--"] else program
-    if not command:
-        raise BadInput("no program is given: realalloc record program.py [arguments]")
-    if command[0] == "-m":
-        if len(command) < 2:
-            raise BadInput("-m needs the name of a module")
-        top = command[1].partition(".")[0]
-        builtin = importlib.machinery.BuiltinImporter.find_spec(top) or importlib.machinery.FrozenImporter.find_spec(
-            top
-        )
-        if builtin is None and importlib.machinery.PathFinder.find_spec(top, [os.getcwd(), *sys.path]) is None:  # noqa: PTH109
-            raise BadInput(f"no module named {command[1]!r}")
-    elif command[0].startswith("-") and command[0] != "-c":
-        raise BadInput(f"unknown option {command[0]}: options of the program come after its name")
-    elif command[0] != "-c":
-        with refusing():
-            (Path(command[0]) if not Path(command[0]).is_dir() else Path(os.devnull)).open("rb").close()
-    return command
 
 
 def _told(recorded: Recorded, output: Path) -> str:

@@ -28,6 +28,7 @@ from realalloc.mm.atomic import atomic_store, compare_and_swap
 from realalloc.mm.jit import Words, entry, kernel, native
 from realalloc.mm.layout import DECAY, H_TOTAL_WORDS, WORD_BYTES, Y_SERVED
 from realalloc.mm.mempool_wait import after_fork
+from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.prim import sched_yield, set_thread_key
 from realalloc.mm.threads import forget_other_threads, freeze, thaw, thaw_in_child, thread_ends
 
@@ -140,6 +141,7 @@ def in_child() -> None:
             after_fork(words)
             forget_other_threads(words)
             words[DECAY + Y_SERVED] = 0
+            forget_triggers(words)
     release_table(table)
 
 

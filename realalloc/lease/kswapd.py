@@ -80,13 +80,21 @@ def _guard(words: Words) -> None:
         sched_yield()
 
 
+@kernel
+def _has_arenas(table: Words) -> int:
+    for k in range(table[T_LENGTH]):
+        if base_in(table, k) != 0:
+            return 1
+    return 0
+
+
 @entry
 def start_thread(words: Words, function: int, again: int) -> int:
-    """Start kswapd at ``function`` unless it runs, ``again`` if a fork stopped it; return 0 if it does not run now. One step
-    for signal handlers, as is the next.
+    """Start kswapd at ``function`` unless it runs, ``again`` if a fork stopped it and an arena is open; return 0 if it does
+    not run now. One step for signal handlers, as is the next.
     """
     _guard(words)
-    if words[T_THREAD] == 0 and (again == 0 or words[T_AGAIN] != 0):
+    if words[T_THREAD] == 0 and (again == 0 or (words[T_AGAIN] != 0 and _has_arenas(words) == 1)):
         made = thread_start(function)
         words[T_THREAD] = max(0, made)
     words[T_AGAIN] = 0

@@ -33,6 +33,8 @@ from realalloc.mm.layout import (
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
     PG_LINK,
+    PRESSURE,
+    PSI_RECLAIMS,
     Z_COUNTS,
     Z_FREE_PAGES,
     Z_HEADS,
@@ -40,7 +42,8 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
 )
 from realalloc.mm.pages import clear_resident_locked, count_resident, is_resident, set_resident_locked, zone_at
-from realalloc.mm.prim import MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, madvise
+from realalloc.mm.pressure import account_stall_locked
+from realalloc.mm.prim import MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, madvise, monotonic_ns
 
 LOOKS = 512  # blocks looked at for each time the lock is held: 5 us
 DROP_PAGES = HUGE_PAGES  # pages given back for each time, up to twice as many: 0.1 to 0.3 ms
@@ -239,7 +242,10 @@ def _admit(words: Words, pfn: int, pages: int) -> int:
     refuse_huge(words, (pfn + pages - 1) >> HUGE_ORDER)
     over = words[H_COMMITTED_PAGES] + _fresh(words, pfn, pages) - words[H_LIMIT_PAGES]
     if over > 0 and over <= dirty_pages(words):
+        begin = monotonic_ns()
         over -= purge_locked(words, over, 0, 1)
+        words[PRESSURE + PSI_RECLAIMS] += 1
+        account_stall_locked(words, monotonic_ns() - begin, 1)
     return OK if over <= 0 else ENOMEM
 
 

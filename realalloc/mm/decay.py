@@ -1,7 +1,7 @@
 """Decay as kswapd does it, a bounded step at a time: old lazy areas, what threads keep, dirty pages that outstay their time.
 
 ``decay_tick`` looks first, without the lock: the arena lock is taken, and its bias revoked, only where there is something to
-give back. Each step holds it for no longer than DROP_PAGES take. Sheaves, kept blocks and empty slabs become free pages once
+give back. Each step holds it for no longer than DROP_PAGES take. Sheaves, kept blocks and empty slabs become free pages twice
 in a decay time, and age like others from then on.
 """
 
@@ -36,6 +36,7 @@ from realalloc.mm.layout import (
     Y_STUCK,
     Y_WANTED,
 )
+from realalloc.mm.pressure import update_pressure
 from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import drain_locked
 from realalloc.mm.vmalloc import purge_old_lazy_locked
@@ -57,8 +58,8 @@ def _is_anything_kept(words: Words) -> int:
 
 @kernel
 def _drain_once_in_a_while(words: Words) -> None:
-    """Turn what is kept for speed into free pages, once in a decay time."""
-    if words[DECAY + Y_EPOCHS] - words[DECAY + Y_DRAINED] < DECAY_EPOCHS:
+    """Turn what is kept for speed into free pages, twice in a decay time: freed objects in sheaves hold whole slabs."""
+    if words[DECAY + Y_EPOCHS] - words[DECAY + Y_DRAINED] < DECAY_EPOCHS // 2:
         return
     words[DECAY + Y_DRAINED] = words[DECAY + Y_EPOCHS]
     words[DECAY + Y_STUCK] = 0
@@ -82,6 +83,7 @@ def _purge_step(words: Words) -> int:
 @entry
 def decay_tick(words: Words, now_ns: int) -> int:
     """Do one step for an arena that wants it; return in how many ns the next one is due, 0 for at once."""
+    update_pressure(words, now_ns)
     served = 1 if words[DECAY + Y_WANTED] != 0 and words[H_CLOSED] == 0 and words[DECAY + Y_NS] >= 0 else 0
     words[DECAY + Y_SERVED] = served
     if served == 0:
@@ -110,6 +112,7 @@ def set_decay(words: Words, decay_ns: int) -> int:
     lock(words)
     words[DECAY + Y_NS] = decay_ns
     words[DECAY + Y_EPOCH_NS] = monotonic_ns()
+    update_pressure(words, words[DECAY + Y_EPOCH_NS])
     words[DECAY + Y_STUCK] = 0
     words[DECAY + Y_PENDING] = 0
     for age in range(DECAY_EPOCHS):

@@ -158,6 +158,24 @@ SHEAF_OWNERS: Final = 1296  # word SHEAF_OWNERS + index: word index of the cache
 SHEAF_INDICES: Final = 64
 SHEAF_BLOCKS: Final = 54  # sheaf index of page blocks of order 0; one more for each further order
 SHEAF_BLOCK_ORDERS: Final = 10
+PRESSURE: Final = 1376  # word index of what is known of stalls for want of memory
+PSI_FULL_NS: Final = 0  # time in which nobody could have had fresh pages
+PSI_SOME_NS: Final = 1  # time, beyond that, in which a thread was held up
+PSI_UPDATED_NS: Final = 2  # end of the last period that the averages know
+PSI_SEEN_NS: Final = 3  # totals of some and full at that time
+PSI_AVERAGES: Final = 5  # of some over 10, 60 and 300 s, then of full; AVERAGE_SHIFT bits behind the point
+PSI_RECLAIMS: Final = 11  # times that memory was taken back before a request was refused or served
+PSI_TRIGGERS: Final = 16
+TRIGGERS: Final = 16
+TRIGGER_WORDS: Final = 8
+TRG_FD: Final = 0  # eventfd + 1, 0: unused; it belongs to the process
+TRG_FULL: Final = 1  # 1: watches full, 0: some
+TRG_THRESHOLD_NS: Final = 2
+TRG_WINDOW_NS: Final = 3
+TRG_BEGAN_NS: Final = 4  # when the window began, and the total at that time
+TRG_BEGAN_TOTAL_NS: Final = 5
+TRG_FIRED: Final = 6  # 1: in this window it has
+TRG_LAST_TOTAL_NS: Final = 7  # when the last stall ended
 THREADS: Final = 1536  # word index of the slots, one cache line each
 THREAD_SLOTS: Final = 64
 THREAD_WORDS: Final = 8
@@ -441,7 +459,8 @@ assert B_BYTES + CHARGE_KINDS <= B_NAME
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
 assert KMALLOC_TABLE + KMALLOC_TABLE_WORDS <= SHEAF_OWNERS
-assert SHEAF_OWNERS + SHEAF_INDICES <= THREADS
+assert SHEAF_OWNERS + SHEAF_INDICES <= PRESSURE
+assert PRESSURE + PSI_TRIGGERS + TRIGGERS * TRIGGER_WORDS <= THREADS
 assert SHEAF_BLOCKS + SHEAF_BLOCK_ORDERS == SHEAF_INDICES
 assert THREADS + THREAD_SLOTS * THREAD_WORDS == NULL_RECORD
 assert THREADS % PAGE_WORDS == 0

@@ -21,6 +21,8 @@ from realalloc.mm.layout import (
     KIND_FREE,
     PAGE_SHIFT,
     PAGE_WORDS,
+    PRESSURE,
+    PSI_RECLAIMS,
     SHEAF_BLOCKS,
     SHEAF_OWNERS,
     Z_FREE_PAGES,
@@ -36,7 +38,8 @@ from realalloc.mm.pages import (
     zone_at,
 )
 from realalloc.mm.pcp import drain_blocks_locked
-from realalloc.mm.prim import MADV_DONTNEED, madvise
+from realalloc.mm.pressure import account_stall_locked
+from realalloc.mm.prim import MADV_DONTNEED, madvise, monotonic_ns
 from realalloc.mm.sheaf import cached_objects_locked, drain_cache_locked
 from realalloc.mm.threads import let_in_locked, lock_out_locked, release_records_locked
 from realalloc.mm.vmalloc import purge_lazy_locked
@@ -64,8 +67,12 @@ def drain_locked(words: Words) -> int:
 @entry
 def reclaim_locked(words: Words) -> int:
     """Take back what is only kept for speed: sheaves, lazy areas, empty slabs; return 0 if there was nothing."""
+    begin = monotonic_ns()
     kept = drain_locked(words)
-    return kept + (purge_lazy_locked(words, 0) if words[H_VM_LAZY_PAGES] > 0 else 0) + shrink_all_locked(words)
+    kept += (purge_lazy_locked(words, 0) if words[H_VM_LAZY_PAGES] > 0 else 0) + shrink_all_locked(words)
+    words[PRESSURE + PSI_RECLAIMS] += 1
+    account_stall_locked(words, monotonic_ns() - begin, 1)
+    return kept
 
 
 @entry

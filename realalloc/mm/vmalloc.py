@@ -4,8 +4,9 @@
    pages and at least one guard page, which stays PROT_NONE: running off the end faults.
 2. The pages of an area keep their page frames, in KIND_AREA blocks chained by PG_LINK, but their page-table entries move
    into the window (mremap with MREMAP_DONTUNMAP, one call for each run of adjacent pages). RSS counts them once.
-3. A freed area stays mapped (lazy), to be handed out again without any call. Memory pressure, ``trim`` and the bound
-   H_VM_LAZY_PAGES <= a quarter of the arena send its pages back.
+3. A freed area stays mapped (lazy), to be handed out again without any call, for as many pages or up to an eighth less.
+   Memory pressure, ``trim``, decay and a bound on H_VM_LAZY_PAGES send pages back, the oldest area first: a quarter of the
+   arena, and beyond LAZY_PAGES no more than what is live, or twice what was freed last.
 
 Invariant: an area's blocks hold exactly V_PAGES pages, and name its first granule in PG_MAP0.
 """
@@ -86,6 +87,9 @@ from realalloc.mm.window import (
 
 HUGE_GRANULES = (PAGE_BYTES << HUGE_ORDER) // GRANULE_BYTES
 LAZY_SHARE_SHIFT = 2  # a quarter
+LAZY_PAGES = 1 << 14  # 64 MiB
+LAZY_SLACK_SHIFT = 3  # an eighth: of sizes that vary a little, nearly each one would be mapped anew
+LAZY_LOOKS = 64
 
 
 @kernel
@@ -211,6 +215,16 @@ def purge_lazy_locked(words: Words, drop: int) -> int:
     return pages
 
 
+@kernel
+def _undo_lazy(words: Words, granule: int, drop: int) -> int:
+    """Take one lazily kept area apart; return its pages."""
+    pages = words[area_at(words, granule) + V_PAGES]
+    unlist_area(words, H_VM_LAZY, granule)
+    words[H_VM_LAZY_PAGES] -= pages
+    destroy_area_locked(words, granule, drop)
+    return pages
+
+
 @entry
 def purge_old_lazy_locked(words: Words) -> int:
     """Take the lazily kept area that was freed first apart, memory too, if its decay time is over; return its pages."""
@@ -220,26 +234,31 @@ def purge_old_lazy_locked(words: Words) -> int:
     age = words[DECAY + Y_EPOCHS] - words[area_at(words, granule) + V_STAMP]
     if words[DECAY + Y_NS] < 0 or (age < DECAY_EPOCHS and words[DECAY + Y_NS] != 0):
         return 0
-    pages = words[area_at(words, granule) + V_PAGES]
-    unlist_area(words, H_VM_LAZY, granule)
-    words[H_VM_LAZY_PAGES] -= pages
-    destroy_area_locked(words, granule, 1)
+    pages = _undo_lazy(words, granule, 1)
     words[DECAY + Y_PURGED] += pages
     return pages
 
 
 @kernel
 def _reuse_lazy(words: Words, pages: int) -> int:
-    """Take a lazily kept area of exactly ``pages`` pages; its granule or 0."""
+    """Take the lazily kept area that fits ``pages`` pages best, if its slack is not too much; its granule or 0."""
     links = words[H_VMAP] + V_LINK
+    best = 0
+    least = pages + (pages >> LAZY_SLACK_SHIFT) + 1
+    looks = LAZY_LOOKS
     granule = first(words, H_VM_LAZY)
-    while granule != 0 and words[area_at(words, granule) + V_PAGES] != pages:
+    while granule != 0 and least != pages and looks > 0:
+        have = words[area_at(words, granule) + V_PAGES]
+        if pages <= have < least:
+            best = granule
+            least = have
         granule = words[links + granule * AREA_WORDS] >> 32
-    if granule != 0:
-        unlist_area(words, H_VM_LAZY, granule)
-        words[H_VM_LAZY_PAGES] -= pages
-        set_area(words, granule, area_granules(words, granule), AREA_LIVE)
-    return granule
+        looks -= 1
+    if best != 0:
+        unlist_area(words, H_VM_LAZY, best)
+        words[H_VM_LAZY_PAGES] -= least
+        set_area(words, best, area_granules(words, best), AREA_LIVE)
+    return best
 
 
 @kernel
@@ -285,6 +304,7 @@ def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
         return ENOMEM
     granule = _reuse_lazy(words, pages)
     if granule != 0:
+        pages = words[area_at(words, granule) + V_PAGES]
         if zero != 0:
             zero_range(words, area_offset(words, granule) // WORD_BYTES, pages * PAGE_WORDS)
     else:
@@ -306,7 +326,12 @@ def vfree_locked(words: Words, offset: int) -> int:
     pages = words[area_at(words, granule) + V_PAGES]
     words[H_VM_PAGES] -= pages
     words[H_VM_AREAS] -= 1
-    if words[H_VM_LAZY_PAGES] + pages > words[H_END_PFN] >> LAZY_SHARE_SHIFT:
+    most = min(words[H_END_PFN] >> LAZY_SHARE_SHIFT, max(LAZY_PAGES, words[H_VM_PAGES], 2 * pages))
+    oldest = words[H_VM_LAZY] & LIST_PREV_MASK
+    while oldest != 0 and pages <= most and words[H_VM_LAZY_PAGES] + pages > most:
+        _undo_lazy(words, oldest, 0)
+        oldest = words[H_VM_LAZY] & LIST_PREV_MASK
+    if words[H_VM_LAZY_PAGES] + pages > most:
         destroy_area_locked(words, granule, 0)
         return OK
     set_area(words, granule, area_granules(words, granule), AREA_LAZY)

@@ -23,7 +23,7 @@ def test_help_imports_no_numba(argv: list[str]) -> None:
         "heavy = {'numba', 'numpy', 'psutil', 'rich', 'realalloc.arena'} & set(sys.modules); "
         "assert not heavy, heavy; sys.exit(code)"
     )
-    status, out, err = child(*argv, code=code)
+    status, out, err = child(*argv, code=code, fresh=True)
     assert (status, err) == (0, "")
     assert out.startswith("usage: realalloc")
 
@@ -69,7 +69,7 @@ def test_bad_input_is_one_line_and_2(capsys: pytest.CaptureFixture[str], argv: l
 
 
 def test_python_m_realalloc() -> None:
-    assert child("--version") == (0, f"realalloc {__version__}\n", "")
+    assert child("--version", fresh=True) == (0, f"realalloc {__version__}\n", "")
     code, out, err = child("fly")
     assert (code, out) == (2, "") and err.count("\n") == 1
 

@@ -118,5 +118,5 @@ def test_help_imports_neither_numba_nor_numpy() -> None:
     for command in ("record", "replay"):
         text += f"assert main([{command!r}, '--help']) == 0\n"
     text += "sys.exit(sum(name in sys.modules for name in ('numba', 'numpy')))\n"
-    code, _, err = child(code=text)
+    code, _, err = child(code=text, fresh=True)
     assert (code, err) == (0, "")

@@ -86,11 +86,11 @@ def test_refused_with_one_line_and_2(
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_missing_extra_is_named(saved: str, tmp_path: Path, name: str) -> None:
-    code, out, err = child("report", saved, "--html", str(tmp_path / "r.html"), code=BLOCKED.format(name))
+    code, out, err = child("report", saved, "--html", str(tmp_path / "r.html"), code=BLOCKED.format(name), fresh=True)
     assert (code, out) == (2, "")
     assert err == f"realalloc report: error: charts need {name}: pip install 'realalloc[plot]'\n"
     assert not (tmp_path / "r.html").exists()
-    code, out, err = child("report", saved, "--csv", str(tmp_path / "r.csv"), code=BLOCKED.format(name))
+    code, out, err = child("report", saved, "--csv", str(tmp_path / "r.csv"), code=BLOCKED.format(name), fresh=True)
     assert code == 0 and "realalloc against" in out, err
 
 

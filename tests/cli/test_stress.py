@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from commands import child, is_plain, on_terminal, run, start
-from stressed import flip, leak, rows
+from stressed import COMPILED, flip, leak, rows
 
 from realalloc.lab.stress.worker import Worker
 from realalloc.mm.jit import JIT
@@ -33,7 +33,9 @@ def test_a_run_passes_and_prints_every_check(capsys: pytest.CaptureFixture[str])
 def test_json_and_files_with_an_extra_process(tmp_path: Path) -> None:
     picture, page = tmp_path / "run.png", tmp_path / "run.html"
     files = ("--png", str(picture), "--html", str(page))
-    code, out, err = child("stress", *FAST, "--seconds", "2", "--processes", "1", "--seed", "7", "--json", *files)
+    code, out, err = child(
+        "stress", *FAST, "--seconds", "2", "--processes", "1", "--seed", "7", "--json", *files, first=COMPILED
+    )
     assert code == 0, err
     assert [line.partition(" ")[0] for line in err.splitlines()] == ["wrote", "wrote"]
     verdict = json.loads(out)
@@ -122,19 +124,19 @@ def test_bad_input_is_one_line_and_2(capsys: pytest.CaptureFixture[str], options
 def test_a_missing_extra_is_one_line() -> None:
     code = "import sys; sys.modules['plotly'] = None; from realalloc.cli import main; sys.exit(main(sys.argv[1:]))"
     # find_spec of a module that is None in sys.modules raises, as an import of it would
-    status, out, err = child("stress", "--html", "x.html", code=code)
+    status, out, err = child("stress", "--html", "x.html", code=code, fresh=True)
     assert (status, out) == (2, "") and "pip install 'realalloc[plot]'" in err and err.count("\n") == 1
 
 
 def test_help_imports_neither_numba_nor_numpy() -> None:
     look = "print(sorted({'numba', 'numpy'} & set(sys.modules)))"
     code = f"import sys; from realalloc.cli import main; main(['stress', '--help']); {look}"
-    status, out, err = child(code=code)
+    status, out, err = child(code=code, fresh=True)
     assert (status, err) == (0, "") and out.endswith("\n[]\n") and "--rss-limit" in out
 
 
 def test_ctrl_c_still_frees_checks_and_reports() -> None:
-    with start("stress", *FAST, "--seconds", "200", "--processes", "1", "--json") as process:
+    with start("stress", *FAST, "--seconds", "200", "--processes", "1", "--json", first=COMPILED) as process:
         began = time.monotonic()
         while not Path(f"/proc/{process.pid}/task").exists() or len(os.listdir(f"/proc/{process.pid}/task")) < 5:
             assert process.poll() is None and time.monotonic() - began < 200

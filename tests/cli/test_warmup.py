@@ -17,14 +17,14 @@ jitted = pytest.mark.skipif(not JIT, reason="nothing is compiled without jit")
 
 @jitted
 def test_the_second_time_everything_is_loaded() -> None:
-    first = child("warmup", "--json")
+    first = child("warmup", "--json", fresh=True)
     assert first[0] == 0, first[2]
-    code, out, err = child("warmup", "--json")
+    code, out, err = child("warmup", "--json", fresh=True)
     done = json.loads(out)
     assert (code, err) == (0, "")
     assert done["jit"] and done["compiled"] == 0 and done["loaded"] == done["kernels"] > 20
     assert 0 < done["seconds"] < 60
-    info = json.loads(child("info", "--json")[1])
+    info = json.loads(child("info", "--json", fresh=True)[1])
     assert info["cached"] == f"{done['kernels']} of {done['kernels']} kernels (warm)"
     assert info["kernel cache"] == done["cache_dir"]
 

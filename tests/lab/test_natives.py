@@ -90,4 +90,5 @@ def test_a_native_does_not_take_the_process_over() -> None:
         "assert len({native.alloc for native in found}) == len(found)\n"
         "print(before == after)",
         expect="True",
+        fresh=True,
     )

@@ -159,6 +159,7 @@ def test_pyarrow_that_is_not_there() -> None:
         "assert not [source for source in found if 'pyarrow' in source.name]\n"
         "print(*[line.partition(':')[0] for line in missing if 'pyarrow' in line], sep=', ')",
         expect=", ".join(source.name for source in BLOCKS if "pyarrow" in source.name),
+        fresh=True,
     )
 
 

@@ -109,7 +109,8 @@ def test_machine_code_lies_below_a_directory_named_by_the_fingerprint() -> None:
 
 def test_importing_compiles_nothing() -> None:
     done = run_child(
-        "import realalloc, realalloc.mm.jit as j, realalloc.mm.mempool; print(getattr(j.Entry, 'compiled'))"
+        "import realalloc, realalloc.mm.jit as j, realalloc.mm.mempool; print(getattr(j.Entry, 'compiled'))",
+        fresh=True,
     )
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
@@ -117,7 +118,8 @@ def test_importing_compiles_nothing() -> None:
 @jitted
 def test_a_second_process_compiles_nothing() -> None:
     warm_up()
-    done = run_child("import realalloc.mm.mempool; from realalloc.mm.jit import warm_up; print(warm_up())")
+    code = "import realalloc.mm.mempool; from realalloc.mm.jit import warm_up; print(warm_up())"
+    done = run_child(code, fresh=True)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 

@@ -54,6 +54,7 @@ from realalloc.mm.mempool import pool_alloc, pool_create, pool_fill, pool_free
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_pages_bulk, alloc_run, free_pages
 from realalloc.mm.reclaim import reclaim
+from realalloc.mm.vmalloc import LAZY_SLACK_SHIFT
 
 ARENA_PAGES, MAX_ORDER = 301, 4
 POOL_BYTES = 700
@@ -229,7 +230,8 @@ class Life:
         areas = [nbytes for nbytes, _, how, _ in self.live.values() if how == "area"]
         areas += [n for n, _, how, _ in self.live.values() if how == "kmalloc" and n > PAGE << MAX_ORDER]
         assert words[H_VM_AREAS] == len(areas)
-        assert words[H_VM_PAGES] == sum(-(-nbytes // PAGE) for nbytes in areas)
+        asked = [-(-nbytes // PAGE) for nbytes in areas]
+        assert sum(asked) <= words[H_VM_PAGES] <= sum(pages + (pages >> LAZY_SLACK_SHIFT) for pages in asked)
         blocks = sum(
             how == "pages" or (how == "kmalloc" and 8192 < n <= PAGE << MAX_ORDER)
             for n, _, how, _ in self.live.values()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+
+import zygote
+from stressed import COMPILED
 
 from realalloc.lab.stress import Options
 from realalloc.lab.stress.child import read_line
@@ -22,9 +24,9 @@ def test_lines_are_read_one_at_a_time() -> None:
 
 
 def test_a_child_whose_parent_goes_away_ends_and_reports() -> None:
-    command = [sys.executable, "-m", "realalloc.lab.stress.child"]
+    command = ("-m", "realalloc.lab.stress.child")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as child:
+    with zygote.launch(*command, first=COMPILED, text=True, **pipes) as child:
         assert child.stdin is not None
         child.stdin.write(json.dumps({"name": "x", "options": OPTIONS.as_dict()}) + "\ngo\n")
         out, err = child.communicate(timeout=240)  # which closes its standard input

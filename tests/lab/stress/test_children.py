@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stressed import fork_processes
 
 from realalloc.lab.stress import Options
 from realalloc.lab.stress.children import Child, Children, child_seed
@@ -33,7 +34,8 @@ def test_a_child_runs_until_it_is_told_to_stop_and_answers() -> None:
     assert found.series["memory"].columns["rss"]
 
 
-def test_a_child_that_never_ran_answers_too() -> None:
+def test_a_child_that_never_ran_answers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_processes(monkeypatch)
     child = Child("process 1", OPTIONS)
     assert child.ready.wait(300)
     child.tell("stop")

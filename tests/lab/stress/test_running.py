@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from checks import some
-from stressed import flip, once
+from stressed import flip, fork_processes, once
 
 from realalloc.lab.machine import describe
 from realalloc.lab.stress import Options, Tick, run
@@ -27,7 +27,8 @@ def test_two_processes_with_every_abuse_pass() -> None:
     assert ticks and verdict.machine.keys() == describe().keys()
 
 
-def test_damage_in_one_process_is_blamed_on_that_one() -> None:
+def test_damage_in_one_process_is_blamed_on_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_processes(monkeypatch)
     verdict = run(OPTIONS.but(abuse="none"), on_round=once(flip))
     assert not verdict.ok
     assert [(name, check.name) for name, check in verdict.failed()] == [("main", "contents")]
@@ -35,7 +36,8 @@ def test_damage_in_one_process_is_blamed_on_that_one() -> None:
     assert "--abuse none" in verdict.reproduce and verdict.reproduce.startswith("realalloc stress --")
 
 
-def test_operations_of_every_process() -> None:
+def test_operations_of_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_processes(monkeypatch)
     wanted = some(3000, 30)
     verdict = run(OPTIONS.but(operations=wanted, abuse="none"))
     assert verdict.ok and all(process.verified >= wanted for process in verdict.processes)
