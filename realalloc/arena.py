@@ -331,7 +331,7 @@ class Arena(ArrayMethods, FootprintMethods):
     def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
         """Allocate and lease in one step, or raise what the status means."""
         words = self.words  # keeps the range mapped if another thread closes the arena now
-        budget = self._blocks.current()
+        budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
         if budget is not None:
             return self._take_charged(what, verb, argument, gfp, length, budget)
         found = self._attempt(verb, argument, gfp, length)
@@ -507,7 +507,7 @@ class Arena(ArrayMethods, FootprintMethods):
         if nbytes <= layout.PAGE_BYTES:
             return self._kmalloc(nbytes, flags)
         _words = self.words  # keeps the range mapped if another thread closes the arena now
-        budget = self._blocks.current()
+        budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
         tag = VERB_KMALLOC if budget is None else budget._tag(VERB_KMALLOC)
         found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes, tag)
         if found is None:

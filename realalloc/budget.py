@@ -107,6 +107,7 @@ class Blocks:
         # References without callbacks: in those, and in a __del__, the handler of a Ctrl-C would raise into nowhere.
         self._open: dict[weakref.ref[_Entered], None] = {}
         self._room = FEW_BLOCKS
+        self.has_high = False  # whether a budget of this arena ever had a high mark
         self._handles: dict[weakref.ref[Budget], Any] = {}
         self._turn = threading.RLock()
         _registries.add(self)
@@ -296,6 +297,7 @@ class Budget:
         self.name = name
         self.path: str = name if parent is None else f"{parent.path}/{name}"
         bounds = _bound(limit, "limit"), _bound(high, "high")
+        self._blocks.has_high |= high is not None
         words = arena.words
         self._blocks.keep(self, self._handle)
         padded = raw.ljust(layout.BUDGET_NAME_BYTES, b"\0")
@@ -377,7 +379,9 @@ class Budget:
     def set_high(self, high: int | str | None) -> None:
         """Move the mark above which allocations reclaim and slow down, None for none."""
         self._check_open()
-        budget_bound(self._arena.words, self._at, layout.B_HIGH, _bound(high, "high"))
+        nbytes = _bound(high, "high")
+        self._blocks.has_high |= high is not None
+        budget_bound(self._arena.words, self._at, layout.B_HIGH, nbytes)
 
     # -- what allocations ask ----------------------------------------------------------------------------------------------
 
@@ -419,9 +423,11 @@ class Budget:
         """Above a high mark: give back what can be given back, and sleep, the longer the farther above (kernel:
         mem_cgroup_handle_over_high). Not for requests that may not wait.
         """
+        if not self._blocks.has_high or not gfp & GFP_DIRECT_RECLAIM:
+            return
         words = self._arena.words
         over = int(budget_overage(words, self._at))
-        if over == 0 or not gfp & GFP_DIRECT_RECLAIM:
+        if over == 0:
             return
         share = over / (1 << OVERAGE_SHIFT)
         self._owed += min(share * share * PENALTY * nbytes / BATCH_BYTES, LONGEST_SLEEP_S)
