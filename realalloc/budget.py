@@ -117,7 +117,7 @@ class Blocks:
         entered = _Entered(budget, _innermost.get())
         with self._turn:
             if len(self._open) >= self._room:  # most are of contexts that are gone
-                self._open = {reference: None for reference in self._open if reference() is not None}
+                self._open = {reference: None for reference in list(self._open) if reference() is not None}
                 self._room = max(FEW_BLOCKS, 2 * len(self._open))
             self._open[weakref.ref(entered)] = None
             self._gate[0] = 0
@@ -159,8 +159,9 @@ class Blocks:
     def sweep(self, words: Words) -> None:
         """Close budgets that nobody can charge any more. Interrupted, it is done the next time."""
         for reference in list(self._handles):
-            if reference() is None:
-                budget_drop(words, self._handles[reference])
+            handle = self._handles.get(reference)
+            if reference() is None and handle is not None:
+                budget_drop(words, handle)
                 self._handles.pop(reference, None)
 
     def after_fork(self) -> None:
