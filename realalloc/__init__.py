@@ -26,6 +26,7 @@ from realalloc.gfp import (
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena, Pages, default_arena
+    from realalloc.budget import Budget, BudgetStats
     from realalloc.cache import KmemCache
     from realalloc.callpool import CallPool
     from realalloc.fragmentation import CacheWaste, Fragmentation, ZoneFragmentation
@@ -41,6 +42,8 @@ _LAZY = {
     "Arena": "realalloc.arena",
     "Pages": "realalloc.arena",
     "default_arena": "realalloc.arena",
+    "Budget": "realalloc.budget",
+    "BudgetStats": "realalloc.budget",
     "CallPool": "realalloc.callpool",
     "CacheWaste": "realalloc.fragmentation",
     "Fragmentation": "realalloc.fragmentation",
@@ -78,6 +81,8 @@ __all__ = [
     "SHRINK_STOP",
     "Arena",
     "ArenaClosed",
+    "Budget",
+    "BudgetStats",
     "CacheStats",
     "CacheWaste",
     "CallPool",

@@ -2,7 +2,8 @@
 
 Arguments are checked here once, status codes become exceptions here once. ``kmalloc`` with one int is machine code and
 falls into ``_kmalloc`` for everything else; a block that is taken is leased before the next bytecode runs.
-Invariant: the gate word is the arena's base while it is open and 0 afterwards; every builtin looks at it first.
+Invariant: the gate word is the arena's base while it is open and 0 afterwards; every builtin looks at it first. ``kmalloc``
+looks at one of its own, which is shut while a budget's block is open, too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import numpy as np
 
 from realalloc import views
 from realalloc.arrays import ArrayMethods
+from realalloc.budget import Blocks, Budget
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.footprint import FootprintMethods
 from realalloc.fragmentation import Fragmentation
-from realalloc.gfp import GFP_KERNEL, GFP_ZERO, gfp_names
+from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, gfp_names
 from realalloc.lease import (
     cfunctions,
     factory,
@@ -44,6 +46,7 @@ from realalloc.lease.blocks import (
     VERB_PAGES,
     VERB_RUN,
     VERB_VMALLOC,
+    whole_bytes,
 )
 from realalloc.lease.cfunctions import CFunctions
 from realalloc.lease.shelf import take_down_shelves
@@ -52,6 +55,7 @@ from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import bias
 from realalloc.mm.buddy import reach, validate_buddy
+from realalloc.mm.budget import validate_budgets
 from realalloc.mm.decay import set_decay
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
@@ -60,6 +64,7 @@ from realalloc.mm.mempool import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
+from realalloc.mm.reclaim import reclaim
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
@@ -173,9 +178,12 @@ class Arena(ArrayMethods, FootprintMethods):
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
         self._shrinkers = Shrinkers()
+        self._kmalloc_gate = (ctypes.c_int64 * 1)()
+        self._blocks = Blocks(self._gate, self._kmalloc_gate)
         self._base = self._gate[0] = self._memory.address
         self._stubs: cfunctions.Addresses | None = None
-        context = make_context(self._gate, 0, 0, 0)
+        self._blocks.reopen()
+        context = make_context(self._kmalloc_gate, 0, 0, 0)
         self.kmalloc: Callable[..., memoryview] = self._leases.bind_kmalloc(context, self._kmalloc)
         _arenas.add(self)
         set_decay(self._memory.words, decay_ns)
@@ -272,6 +280,7 @@ class Arena(ArrayMethods, FootprintMethods):
             if self._gate[0] == 0:
                 return
             self._gate[0] = 0
+            self._kmalloc_gate[0] = 0
         words = self._memory.words
         live = int(words[layout.H_LEASES])
         report = views.leases_report(words) if live else ""
@@ -322,6 +331,9 @@ class Arena(ArrayMethods, FootprintMethods):
     def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
         """Allocate and lease in one step, or raise what the status means."""
         words = self.words  # keeps the range mapped if another thread closes the arena now
+        budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
+        if budget is not None:
+            return self._take_charged(what, verb, argument, gfp, length, budget)
         found = self._attempt(verb, argument, gfp, length)
         if found is None and self._shrinkers:
             found = self._shrinkers.relieve(words, lambda: self._attempt(verb, argument, gfp, length), gfp, length)
@@ -331,13 +343,40 @@ class Arena(ArrayMethods, FootprintMethods):
         self._check_open()
         raise self._out_of_memory(what, gfp, length if self._is_contiguous(verb, length) else 0)
 
+    def _take_charged(self, what: str, verb: int, argument: int, gfp: int, length: int, budget: Budget) -> memoryview:
+        """The same, with a budget that pays."""
+        words = self.words
+        refused = False
+
+        def attempt() -> memoryview | None:
+            nonlocal refused
+            self._check_open()
+            tag = verb if verb == VERB_NONE else budget._tag(verb)
+            found = self._leases.attempt(self._base, verb, argument, gfp, length, tag)
+            refused = type(found) is not memoryview and found == layout.EDQUOT
+            return found if type(found) is memoryview else None
+
+        found = attempt()
+        whole = int(whole_bytes(words, verb, argument, gfp)) if found is None else length
+        if refused and gfp & GFP_DIRECT_RECLAIM and reclaim(words) > 0:
+            found = attempt()
+        if found is None and self._shrinkers and budget._could_fit(whole):
+            found = self._shrinkers.relieve(words, attempt, gfp, length)
+        if found is None:
+            self._check_open()
+            contiguous = length if self._is_contiguous(verb, length) else 0
+            raise self._out_of_memory(what, gfp, contiguous, budget._refusal(whole, sure=True) if refused else None)
+        if verb != VERB_NONE:
+            budget._slow_down(gfp, length)
+        return found
+
     def _is_contiguous(self, verb: int, nbytes: int) -> bool:
         whole = nbytes <= layout.PAGE_BYTES << int(self._memory.words[layout.H_MAX_ORDER])
         return verb in (VERB_PAGES, VERB_RUN) or (verb == VERB_KMALLOC and whole)
 
-    def _attempt(self, verb: int, argument: int, gfp: int, length: int) -> memoryview | None:
+    def _attempt(self, verb: int, argument: int, gfp: int, length: int, tag: int = 0) -> memoryview | None:
         self._check_open()
-        found = self._leases.attempt(self._base, verb, argument, gfp, length, verb)
+        found = self._leases.attempt(self._base, verb, argument, gfp, length, tag or verb)
         return found if type(found) is memoryview else None
 
     def _pressed(self, kernel: Callable[[], int], nbytes: int, gfp: int = 0) -> int:
@@ -355,8 +394,9 @@ class Arena(ArrayMethods, FootprintMethods):
             return status if found is None else found
         return status
 
-    def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0) -> OutOfMemory:
-        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {views.shortage(self._memory.words, gfp, nbytes)}")
+    def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0, refusal: str | None = None) -> OutOfMemory:
+        why = refusal or views.shortage(self._memory.words, gfp, nbytes)
+        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {why}")
 
     def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:
         """Return the exporter of a handle that may be freed by one of ``verbs``; InvalidFree otherwise."""
@@ -466,8 +506,15 @@ class Arena(ArrayMethods, FootprintMethods):
         nbytes, flags = as_int(size, "size"), as_gfp(gfp)
         if nbytes <= layout.PAGE_BYTES:
             return self._kmalloc(nbytes, flags)
-        found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes)
-        return self.vmalloc(nbytes, flags) if found is None else found
+        _words = self.words  # keeps the range mapped if another thread closes the arena now
+        budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
+        tag = VERB_KMALLOC if budget is None else budget._tag(VERB_KMALLOC)
+        found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes, tag)
+        if found is None:
+            return self.vmalloc(nbytes, flags)
+        if budget is not None:
+            budget._slow_down(flags, nbytes)
+        return found
 
     # -- pages ------------------------------------------------------------------------------------------------------------
 
@@ -507,11 +554,18 @@ class Arena(ArrayMethods, FootprintMethods):
     # -- caches and pools ---------------------------------------------------------------------------------------------------
 
     def kmem_cache(
-        self, name: str, size: int, *, align: int = 8, ctor: Callable[[memoryview], object] | None = None, gfp: int = 0
+        self,
+        name: str,
+        size: int,
+        *,
+        align: int = 8,
+        ctor: Callable[[memoryview], object] | None = None,
+        gfp: int = 0,
+        budget: Budget | None = None,
     ) -> KmemCache:
         """Create a cache of objects of ``size`` bytes; see :class:`realalloc.cache.KmemCache`."""
         self._check_open()
-        return KmemCache(self, name, size, align=align, ctor=ctor, gfp=gfp)
+        return KmemCache(self, name, size, align=align, ctor=ctor, gfp=gfp, budget=budget)
 
     def mempool(self, min_nr: int, **options: Any) -> Any:
         """Create a pool with a reserve of ``min_nr`` elements: a ``MemPool``, or with ``alloc_fn=`` an ``ObjectPool``,
@@ -521,6 +575,23 @@ class Arena(ArrayMethods, FootprintMethods):
         """
         self._check_open()
         return make_pool(self, min_nr, **options)
+
+    def budget(
+        self,
+        name: str,
+        limit: int | str | None = None,
+        high: int | str | None = None,
+        parent: Budget | None = None,
+    ) -> Budget:
+        """Make a budget: a bound on what a part of the program may hold of this arena. See docs/budgets.md.
+
+        ``limit``: bytes, None for no bound; what would pass it is an OutOfMemory, once reclaim and shrinkers have not helped.
+        ``high``: bytes above which allocations reclaim and slow down. Its use counts in ``parent`` too, and in what that one
+        counts in. Kernel: memory.max and memory.high of memory cgroups. ValueError for a bad name, for one that an open budget
+        below the same parent has, or a closed parent; OutOfMemory where there is no room for the descriptor.
+        """
+        self._check_open()
+        return Budget(self, name, limit, high, parent)
 
     # -- looking and giving back ----------------------------------------------------------------------------------------------
 
@@ -586,7 +657,15 @@ class Arena(ArrayMethods, FootprintMethods):
         words = self.words
         if words[layout.H_MAGIC] != layout.MAGIC or words[layout.H_BAD_FREES] != 0:
             raise CorruptionError(describe_broken(layout.BAD_HEADER))
-        for walk in (validate_buddy, validate_caches, validate_kept_blocks, validate_vmalloc, validate_pools):
+        walks = (
+            validate_buddy,
+            validate_caches,
+            validate_kept_blocks,
+            validate_vmalloc,
+            validate_pools,
+            validate_budgets,
+        )
+        for walk in walks:
             status = int(walk(words))
             if status != layout.OK:
                 raise CorruptionError(describe_broken(status))

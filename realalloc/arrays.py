@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from realalloc.budget import Budget
 from realalloc.context import NumPyContext
 from realalloc.gfp import GFP_KERNEL
 from realalloc.lease.datamem import MIN_ALIGN
@@ -36,15 +37,18 @@ class ArrayMethods:
 
     __slots__ = ()
 
-    def numpy(self, *, align: int = MIN_ALIGN, fallback: bool = False) -> NumPyContext:
+    def numpy(self, *, align: int = MIN_ALIGN, fallback: bool = False, budget: Budget | None = None) -> NumPyContext:
         """Return a ``with`` block in which every array that NumPy makes lives in this arena.
 
         ``align``: bytes, a power of two from 16 to 2 MiB; arrays of 4 KiB and more are aligned to 64 at least, whatever it is.
         ``fallback``: what the arena cannot serve comes from NumPy's default handler; without it NumPy raises its MemoryError.
+        ``budget`` pays for the arrays; without it that of the block of a budget, if one is open here.
         The handler is the current thread's or task's (NEP 49); arrays keep it and may outlive the block, the arena object and
         :meth:`close`. Raises as :class:`realalloc.context.NumPyContext` says.
         """
-        return NumPyContext(cast("Arena", self), align=align, fallback=fallback)
+        arena = cast("Arena", self)
+        payer = arena._blocks.current() if budget is None else budget
+        return NumPyContext(arena, align=align, fallback=fallback, budget=payer)
 
     def empty(
         self, shape: Any, dtype: npt.DTypeLike = float, order: Any = "C", *, align: int = ALIGN

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from realalloc import views
+from realalloc.budget import check_budget
 from realalloc.errors import CorruptionError, describe_broken
 from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
 from realalloc.lease import free_handles, live_exporter, make_context, release_handle, shut, tag_of
@@ -32,6 +33,7 @@ from realalloc.views import CacheStats
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
+    from realalloc.budget import Budget
 
 CONSTRUCT_TRIES = 20  # other threads may take what was constructed, sheaf by sheaf
 NAMED_OBJECTS = 8  # how many live objects a refusal to destroy names
@@ -41,7 +43,7 @@ class KmemCache:
     """Objects of ``size`` bytes at multiples of ``align`` (a power of two, at least 8).
 
     ``ctor(view)`` is called once for each object when its slab is made; users return objects in constructed state.
-    ``gfp=GFP_DMA`` puts the cache into the locked zone.
+    ``gfp=GFP_DMA`` puts the cache into the locked zone. ``budget`` pays for its slabs, whole ones, while they exist.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class KmemCache:
         align: int = 8,
         ctor: Callable[[memoryview], object] | None = None,
         gfp: int = 0,
+        budget: Budget | None = None,
     ) -> None:
         """Create the cache; ValueError for a bad or used name, a bad size or alignment; nothing is allocated yet."""
         if not isinstance(name, str):
@@ -64,6 +67,7 @@ class KmemCache:
             )
         if ctor is not None and not callable(ctor):
             raise TypeError("ctor must be callable")
+        check_budget(arena, budget)
         words = arena.words
         self.name = name
         self.size = as_int(size, "size", 1)
@@ -85,7 +89,14 @@ class KmemCache:
         if c < 0:
             raise ValueError(f"the arena's table of {int(words[layout.H_MAX_CACHES])} caches is full")
         views.set_cache_name(words, c, raw)
+        if budget is not None:
+            try:
+                budget._attach(c + layout.C_BUDGET)
+            except BaseException:
+                cache_destroy(words, c)
+                raise
         self._arena = arena
+        self._budget = budget
         self._at: int | None = c
         self._ctor = ctor
         self._tag = tag_of(VERB_CACHE, c)
@@ -126,7 +137,12 @@ class KmemCache:
             return found
         if found == layout.EAGAIN:
             raise RuntimeError(f"the constructor of cache {self.name!r} keeps views of the objects it made")
-        raise arena._out_of_memory(f"alloc from cache {self.name!r} ({self.size} bytes)", flags)
+        raise arena._out_of_memory(f"alloc from cache {self.name!r} ({self.size} bytes)", flags, 0, self._refusal())
+
+    def _refusal(self) -> str | None:
+        """Say why the budget would refuse one more slab; None if it would not, or if there is none."""
+        order = int(self._words()[self.at + layout.C_MIN_ORDER])
+        return None if self._budget is None else self._budget._refusal(layout.PAGE_BYTES << order)
 
     def _attempt(self, flags: int) -> Any:
         return self._arena._leases.attempt(self._arena.address, VERB_CACHE, self.at, flags, self.size, self._tag)
@@ -160,7 +176,7 @@ class KmemCache:
         if pfn is None and self._arena._shrinkers:
             pfn = self._arena._shrinkers.relieve(words, self._slab, flags, self.size)
         if pfn is None:
-            raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags)
+            raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags, 0, self._refusal())
         page = layout.MEMMAP + pfn * layout.PAGE_STRUCT_WORDS
         objects = int(words[page + layout.PG_INFO]) >> layout.OBJECTS_SHIFT & layout.OBJECTS_MASK
         stride = int(words[self.at + layout.C_STRIDE_BYTES])

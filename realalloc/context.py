@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
+from realalloc.budget import Budget, check_budget
 from realalloc.errors import ArenaClosed
 from realalloc.lease import datamem, factory
 from realalloc.sizes import as_alignment
@@ -97,8 +98,10 @@ class NumPyContext:
     It may be entered often, also by several threads and tasks at once; :meth:`stats` counts for all of them.
     """
 
-    def __init__(self, arena: Arena, *, align: int = datamem.MIN_ALIGN, fallback: bool = False) -> None:
-        """Make the handler's record. ``align``: a power of two from 16 to 2 MiB, for every array.
+    def __init__(
+        self, arena: Arena, *, align: int = datamem.MIN_ALIGN, fallback: bool = False, budget: Budget | None = None
+    ) -> None:
+        """Make the handler's record. ``align``: a power of two from 16 to 2 MiB, for every array; ``budget`` pays for them.
 
         Raises ValueError or TypeError for other alignments, ArenaClosed, and RuntimeError where there is no machine code
         (``NUMBA_DISABLE_JIT``) or NumPy has no hook.
@@ -107,15 +110,20 @@ class NumPyContext:
         if not datamem.MIN_ALIGN <= number <= datamem.MAX_ALIGN:
             raise ValueError(f"align must be {datamem.MIN_ALIGN} to {datamem.MAX_ALIGN}, not {number}")
         arena._check_open()
-        functions = datamem.compiled()[:4]
+        check_budget(arena, budget)
+        functions = datamem.compiled()[:4] if budget is None else datamem.compiled_charged()
         self.arena = arena
         self.align = number
         self.fallback = bool(fallback)
-        self._record = datamem.Record(arena.address, number, hook().functions, functions, fallback=self.fallback)
+        self.budget = budget
+        paid = 0 if budget is None else budget._at
+        self._record = datamem.Record(
+            arena.address, number, hook().functions, functions, fallback=self.fallback, budget=paid
+        )
 
     def capsule(self) -> Any:
         """Return a new capsule as NumPy wants it (``PyDataMem_SetHandler``); it holds a lease of the arena."""
-        made = datamem.make_capsule(self._record, factory()) if not self.arena.closed else None
+        made = datamem.make_capsule(self._record, factory(), self.budget) if not self.arena.closed else None
         if made is None:
             raise ArenaClosed("the arena is closed")
         return made

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from realalloc import views
+from realalloc.budget import Budget, check_budget
 from realalloc.cache import CONSTRUCT_TRIES
 from realalloc.callpool import CallPool, is_machine_code
 from realalloc.elements import Holder, Struct, Tracker
@@ -77,6 +78,7 @@ def make_pool(
     high: int | None = None,
     track: bool = False,
     views: str = "fresh",
+    budget: Budget | None = None,
 ) -> MemPool | ObjectPool | CallPool:
     """Make a pool of ``min_nr`` reserved elements, all of them allocated (and prefaulted) now.
 
@@ -88,6 +90,7 @@ def make_pool(
     "on_free") overwrite elements; free elements' poison is checked. A free that leaves fewer than ``low`` elements in the
     reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``. ``views="ready"`` builds the view of
     an element when it comes back, not when it is taken: ``alloc()`` then costs a third, and a release more.
+    ``budget`` pays for every element, in reserve or out; where the pool stands on a cache, give it to the cache.
     Raises OutOfMemory, with nothing kept, if the reserve cannot be filled.
     """
     if not isinstance(order, str):
@@ -101,6 +104,9 @@ def make_pool(
     if len(given) != 1:
         raise ValueError(f"a pool needs exactly one of {', '.join(backings)}; got {', '.join(given) or 'none'}")
     count = as_int(min_nr, "min_nr")
+    check_budget(arena, budget)
+    if budget is not None and (cache is not None or alloc_fn is not None):
+        raise ValueError("budget is for memory of the pool's own: give it to the cache, or enter it in alloc_fn")
     marks = _watermarks(count, low, high)
     if views not in ("fresh", "ready"):
         raise ValueError(f'views must be "fresh" or "ready", not {views!r}')
@@ -131,14 +137,16 @@ def make_pool(
         size = kind.nbytes
         if ctor is not None:
             make = kind.maker(ctor)
-            own = cache = arena.kmem_cache(f"mempool-{kind.name}"[:31], size, align=kind.align, ctor=make, gfp=flags)
-            size = None
+            own = cache = arena.kmem_cache(
+                f"mempool-{kind.name}"[:31], size, align=kind.align, ctor=make, gfp=flags, budget=budget
+            )
+            size = budget = None
     if cache is not None and cache._ctor is not None and wipe:
         raise ValueError("zero and poison would destroy the constructed state of the cache's objects")
     try:
         return MemPool(
             arena, count, size=size, cache=cache, pages=pages, order=ORDERS[order], gfp=flags, kind=kind,
-            wipe=wipe, watermarks=marks, track=track, own=own, ready=views == "ready",
+            wipe=wipe, watermarks=marks, track=track, own=own, ready=views == "ready", budget=budget,
         )  # fmt: skip
     except BaseException:
         if own is not None:
@@ -187,6 +195,7 @@ class MemPool(WaitingPool[Any]):
         track: bool = False,
         own: KmemCache | None = None,
         ready: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         """Make the pool and fill its reserve."""
         words = arena.words
@@ -206,6 +215,7 @@ class MemPool(WaitingPool[Any]):
             page_order = as_int(pages, "order", 0, int(words[layout.H_MAX_ORDER]))
             backing, argument, nbytes = layout.BACKING_PAGES, page_order, layout.PAGE_BYTES << page_order
         self._arena = arena
+        self._budget = budget
         self.element_bytes = nbytes
         self._gfp = gfp & GFP_DMA
         self._kind = kind
@@ -218,15 +228,19 @@ class MemPool(WaitingPool[Any]):
         self._at: int | None = p
         words[p + layout.P_WIPE] = wipe
         words[p + layout.P_REFILL_LOW], words[p + layout.P_REFILL_HIGH] = watermarks
-        filled = False
+        filled, refusal = False, None
         try:
+            if budget is not None:
+                budget._attach(p + layout.P_BUDGET)
             filled = self._fill() == layout.OK
+            refusal = None if filled or budget is None else budget._refusal(nbytes)
         finally:  # a constructor may raise, and Ctrl-C may: the pool that nobody will have goes back
             if not filled:
                 pool_destroy(words, p, 0, self._surplus())
                 self._at = None
         if not filled:
-            raise arena._out_of_memory(f"mempool({min_nr}) of {nbytes} bytes: the reserve cannot be filled", gfp)
+            what = f"mempool({min_nr}) of {nbytes} bytes: the reserve cannot be filled"
+            raise arena._out_of_memory(what, gfp, 0, refusal)
         self._tag = tag_of(VERB_POOL, p)
         self._context = make_context(arena._gate, p, nbytes, self._tag)
         plain = kind is None and not track

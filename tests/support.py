@@ -11,6 +11,7 @@ import zygote
 from realalloc.memory import Memory
 from realalloc.mm import layout
 from realalloc.mm.buddy import validate_buddy
+from realalloc.mm.budget import validate_budgets
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
@@ -49,7 +50,14 @@ class RawArena:
 
     def validate(self) -> None:
         """Run every walker."""
-        walkers = (validate_buddy, validate_caches, validate_kept_blocks, validate_vmalloc, validate_pools)
+        walkers = (
+            validate_buddy,
+            validate_caches,
+            validate_kept_blocks,
+            validate_vmalloc,
+            validate_pools,
+            validate_budgets,
+        )
         assert [int(walk(self.words)) for walk in walkers] == [0] * len(walkers)
 
     def out(self, count: int = 1) -> Any:

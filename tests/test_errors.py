@@ -36,6 +36,7 @@ def test_every_walkers_code_has_a_text_that_names_its_room() -> None:
             "sheaf",
             "vmalloc",
             "mempool",
+            "budget",
             "arena",
         )
 

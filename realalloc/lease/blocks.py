@@ -10,16 +10,31 @@ from typing import Final
 
 from realalloc.lease.capi import load_at, store_at
 from realalloc.mm.atomic import atomic_add
+from realalloc.mm.charge import charge, uncharge
 from realalloc.mm.jit import JIT, Words, entry, kernel
-from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
+from realalloc.mm.kmalloc import charged_bytes, kfree, kmalloc, usable_bytes, vmalloc
 from realalloc.mm.kmem_cache import construct_put
-from realalloc.mm.layout import ENOMEM, H_BAD_FREES, H_CLOSED, H_LEASES, H_LINGERING, H_OWNER, OK, PAGE_SHIFT
+from realalloc.mm.layout import (
+    CHARGE_BUFFERS,
+    EDQUOT,
+    ENOMEM,
+    H_BAD_FREES,
+    H_CLOSED,
+    H_END_PFN,
+    H_LEASES,
+    H_LINGERING,
+    H_OWNER,
+    OK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+)
 from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
 from realalloc.mm.mempool_wait import pool_claim
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
 
-# A tag says how a block goes back:  verb 0..3 | lingers 4 | owner 8.. (word index of the cache or pool)
+# A tag says how a block goes back:  verb 0..3 | lingers 4 | owner 8.. (word index of the cache or pool, or of the budget
+# that paid for a block of kmalloc, vmalloc or pages; 0 for none)
 VERB_NONE: Final = 0  # nothing to give back: zero-size blocks
 VERB_KMALLOC: Final = 1
 VERB_CACHE: Final = 2
@@ -59,6 +74,42 @@ def take(words: Words, verb: int, argument: int, gfp: int) -> int:
         pfn = alloc_pages(words, argument, gfp) if verb == VERB_PAGES else alloc_run(words, argument, gfp)
         return pfn << PAGE_SHIFT if pfn > 0 else pfn
     return argument if words[H_CLOSED] == 0 else ENOMEM
+
+
+@kernel
+def budget_of(tag: int) -> int:
+    """Return the word index of the budget that pays for a block, 0 for none."""
+    verb = tag & VERB_MASK
+    charged = verb == VERB_KMALLOC or verb == VERB_PAGES or verb == VERB_RUN or verb == VERB_VMALLOC
+    return tag >> OWNER_SHIFT if charged else 0
+
+
+@entry
+def whole_bytes(words: Words, verb: int, argument: int, gfp: int) -> int:
+    """Return what a block that ``take`` would return charges."""
+    if verb == VERB_PAGES:
+        return PAGE_BYTES << argument
+    if verb == VERB_RUN:
+        return argument << PAGE_SHIFT
+    if argument > words[H_END_PFN] << PAGE_SHIFT:  # never; and rounded up it might not fit into a word
+        return argument
+    if verb == VERB_KMALLOC:
+        return usable_bytes(words, argument, gfp)
+    return (argument + PAGE_BYTES - 1) & -PAGE_BYTES
+
+
+@entry
+def take_charged(words: Words, verb: int, argument: int, gfp: int, b: int) -> int:
+    """Charge a budget with the whole of a block, then allocate it; EDQUOT if a budget refuses."""
+    nbytes = whole_bytes(words, verb, argument, gfp)
+    if words[H_CLOSED] != 0 or not 0 < nbytes <= words[H_END_PFN] << PAGE_SHIFT:
+        return ENOMEM
+    if charge(words, b, CHARGE_BUFFERS, nbytes) != OK:
+        return EDQUOT
+    offset = take(words, verb, argument, gfp)
+    if offset <= 0:
+        uncharge(words, b, CHARGE_BUFFERS, nbytes)
+    return offset
 
 
 if JIT:
@@ -103,7 +154,10 @@ def give_back(words: Words, tag: int, offset: int) -> int:
     elif verb == VERB_CONSTRUCT:
         status = construct_put(words, offset)
     elif verb != VERB_NONE:
+        nbytes = charged_bytes(words, offset) if owner != 0 else 0
         status = kfree(words, offset)
+        if nbytes > 0:
+            uncharge(words, owner, CHARGE_BUFFERS, nbytes)
     if status != OK:
         words[H_BAD_FREES] += 1
     return drop_lease(words)

@@ -25,9 +25,19 @@ from realalloc.lease.blocks import VERB_NONE
 from realalloc.lease.capi import c_function as c_call
 from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
 from realalloc.mm.atomic import address_of, atomic_add
+from realalloc.mm.charge import charge, recharge, uncharge
 from realalloc.mm.jit import JIT, Entry, Words, at_end, c_function, entry, kernel, native
-from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree_slow, kmalloc_fast, ksize, zero_words
+from realalloc.mm.kmalloc import (
+    CLASS_SHEAF_SHIFT,
+    charged_bytes,
+    kfree_slow,
+    kmalloc_fast,
+    ksize,
+    usable_bytes,
+    zero_words,
+)
 from realalloc.mm.layout import (
+    CHARGE_ARRAYS,
     GFP_ZERO_BIT,
     GRANULE_BYTES,
     H_BAD_FREES,
@@ -62,7 +72,8 @@ R_FREES: Final = 272
 R_REFUSED: Final = 280
 R_FALLBACKS: Final = 288
 R_BYTES: Final = 296  # ever asked for
-RECORD_BYTES: Final = 304
+R_BUDGET: Final = 304  # word index of the budget that pays, for the charged functions
+RECORD_BYTES: Final = 312
 HUGE_BYTES: Final = PAGE_BYTES << HUGE_ORDER
 MIN_ALIGN: Final = 16  # what NumPy's own handler gives
 MAX_ALIGN: Final = HUGE_BYTES
@@ -123,13 +134,18 @@ def _rounded(words: Words, align: int, nbytes: int) -> int:
     return size
 
 
-@entry
-def data_alloc_slow(words: Words, record: int, nbytes: int, gfp: int) -> int:
-    """Allocate what the calling thread's sheaf of objects does not have; the address, or NULL."""
-    block = 0
-    if 0 <= nbytes < LARGEST:
-        offset = kmalloc_fast(words, _rounded(words, load_at(record + R_ALIGN), nbytes), gfp)
-        block = address_of(words) + offset if offset > 0 else 0
+@kernel
+def _take(words: Words, record: int, nbytes: int, gfp: int) -> int:
+    """Return the address of a block of the arena, or NULL."""
+    offset = (
+        kmalloc_fast(words, _rounded(words, load_at(record + R_ALIGN), nbytes), gfp) if 0 <= nbytes < LARGEST else 0
+    )
+    return address_of(words) + offset if offset > 0 else 0
+
+
+@kernel
+def _hand(record: int, block: int, nbytes: int, gfp: int) -> int:
+    """Count what NumPy gets: the block, for NULL one of NumPy's default handler, if that is asked, or NULL."""
     if block == 0 and load_at(record + R_FALLBACK) != 0:
         _count(record, R_FALLBACKS, 1)
         block = _default(record, 2, 1, nbytes) if gfp & GFP_ZERO_BIT else _default(record, 1, nbytes, 0)
@@ -139,6 +155,31 @@ def data_alloc_slow(words: Words, record: int, nbytes: int, gfp: int) -> int:
     _count(record, R_ALLOCS, 1)
     _count(record, R_BYTES, nbytes)
     return block
+
+
+@entry
+def data_alloc_slow(words: Words, record: int, nbytes: int, gfp: int) -> int:
+    """Allocate what the calling thread's sheaf of objects does not have; the address, or NULL."""
+    return _hand(record, _take(words, record, nbytes, gfp), nbytes, gfp)
+
+
+@kernel
+def _whole(words: Words, record: int, nbytes: int) -> int:
+    """Return what the block that NumPy will get for ``nbytes`` charges."""
+    return usable_bytes(words, _rounded(words, load_at(record + R_ALIGN), nbytes), 0)
+
+
+@entry
+def data_alloc_charged(words: Words, record: int, nbytes: int, gfp: int) -> int:
+    """Allocate what a budget pays for; where that refuses, as where there is no memory."""
+    block = 0
+    if 0 <= nbytes < LARGEST:
+        whole = _whole(words, record, nbytes)
+        if charge(words, load_at(record + R_BUDGET), CHARGE_ARRAYS, whole) == OK:
+            block = _take(words, record, nbytes, gfp)
+            if block == 0:
+                uncharge(words, load_at(record + R_BUDGET), CHARGE_ARRAYS, whole)
+    return _hand(record, block, nbytes, gfp)
 
 
 @entry
@@ -193,6 +234,49 @@ def data_resize(words: Words, record: int, block: int, nbytes: int) -> int:
     return fresh
 
 
+@entry
+def data_free_charged(words: Words, record: int, block: int, nbytes: int) -> int:
+    """Free what a budget paid for, or what NumPy's default handler gave."""
+    owned = block != 0 and _owns(record, block) == 1
+    whole = charged_bytes(words, block - load_at(record + R_BASE)) if owned else 0
+    data_free_slow(words, record, block, nbytes)
+    if whole > 0:
+        uncharge(words, load_at(record + R_BUDGET), CHARGE_ARRAYS, whole)
+    return OK
+
+
+@entry
+def data_resize_charged(words: Words, record: int, block: int, nbytes: int) -> int:
+    """Return a block of ``nbytes`` with the old contents; the budget pays for what is more, beforehand."""
+    base = load_at(record + R_BASE)
+    b = load_at(record + R_BUDGET)
+    old = charged_bytes(words, block - base) if _owns(record, block) == 1 else 0
+    if old <= 0:
+        return data_resize(words, record, block, nbytes)
+    more = max(0, _whole(words, record, nbytes) - old) if 0 <= nbytes < LARGEST else 0
+    if more > 0 and recharge(words, b, CHARGE_ARRAYS, more) != OK:
+        _count(record, R_REALLOCS, 1)
+        moved = 0
+        if load_at(record + R_FALLBACK) != 0:
+            _count(record, R_FALLBACKS, 1)
+            moved = _default(record, 1, nbytes, 0)
+        if moved == 0:
+            _count(record, R_REFUSED, 1)
+            return 0
+        copy_bytes(moved, block, old)
+        kfree_slow(words, block - base)
+        uncharge(words, b, CHARGE_ARRAYS, old)
+        return moved
+    moved = data_resize(words, record, block, nbytes)
+    if moved == 0:
+        recharge(words, b, CHARGE_ARRAYS, -more)
+    elif _owns(record, moved) == 1:
+        recharge(words, b, CHARGE_ARRAYS, charged_bytes(words, moved - base) - old - more)
+    else:
+        uncharge(words, b, CHARGE_ARRAYS, old + more)
+    return moved
+
+
 _alloc_slow = at_end(data_alloc_slow)
 _free_slow = at_end(data_free_slow)
 _resize = at_end(data_resize)
@@ -244,12 +328,39 @@ def data_free(record: int, block: int, nbytes: int) -> None:
         _free_slow(words, record, block, nbytes)
 
 
+def charged_malloc(record: int, nbytes: int) -> int:
+    """:func:`data_malloc`, with a budget that pays."""
+    return data_alloc_charged(words_at(load_at(record + R_BASE)), record, nbytes, 0)
+
+
+def charged_calloc(record: int, count: int, nbytes: int) -> int:
+    """:func:`data_calloc`, with a budget that pays."""
+    if (count | nbytes) >> HALF_BITS != 0 and (count < 0 or nbytes < 0 or (nbytes > 0 and count > LARGEST // nbytes)):
+        return 0
+    _count(record, R_ZEROED, 1)
+    return data_alloc_charged(words_at(load_at(record + R_BASE)), record, count * nbytes, GFP_ZERO_BIT)
+
+
+def charged_realloc(record: int, block: int, nbytes: int) -> int:
+    """:func:`data_realloc`, with a budget that pays."""
+    words = words_at(load_at(record + R_BASE))
+    if block == 0:
+        return data_alloc_charged(words, record, nbytes, 0)
+    return data_resize_charged(words, record, block, nbytes)
+
+
+def charged_free(record: int, block: int, nbytes: int) -> None:
+    """:func:`data_free`, with a budget that paid."""
+    data_free_charged(words_at(load_at(record + R_BASE)), record, block, nbytes)
+
+
 def _forget_capsule(capsule: int) -> None:
     """PyCapsule_Destructor: let go of the record and of the lease."""
     decref(capsule_context(capsule))
 
 
 FUNCTIONS: Final[tuple[Callable[..., Any], ...]] = (data_malloc, data_calloc, data_realloc, data_free)
+CHARGED: Final[tuple[Callable[..., Any], ...]] = (charged_malloc, charged_calloc, charged_realloc, charged_free)
 PARAMETERS: Final = (2, 3, 3, 3)
 
 
@@ -261,13 +372,23 @@ def compiled() -> tuple[int, ...]:
     """
     if not JIT:
         raise RuntimeError("NumPy's allocator hook needs machine code: NUMBA_DISABLE_JIT is set")
-    for callee in (data_alloc_slow, data_free_slow, data_resize):
+    return _compile((data_alloc_slow, data_free_slow, data_resize), (*FUNCTIONS, _forget_capsule))
+
+
+@functools.cache
+def compiled_charged() -> tuple[int, ...]:
+    """Compile the four functions of arrays that a budget pays for; RuntimeError as :func:`compiled`."""
+    compiled()
+    return _compile((data_alloc_charged, data_free_charged, data_resize_charged), CHARGED)
+
+
+def _compile(callees: tuple[Any, ...], functions: tuple[Callable[..., Any], ...]) -> tuple[int, ...]:
+    for callee in callees:
         if isinstance(callee, Entry):
             callee.compile()
     made = []
-    func: Callable[..., Any]
-    for func, count in zip((*FUNCTIONS, _forget_capsule), (*PARAMETERS, 1), strict=True):
-        result = types.void if func in (data_free, _forget_capsule) else types.int64
+    for func, count in zip(functions, (*PARAMETERS, 1), strict=False):
+        result = types.void if func in (data_free, charged_free, _forget_capsule) else types.int64
         made.append(int(immortal(c_function(func, result(*[types.int64] * count))).address))
     return tuple(made)
 
@@ -279,9 +400,16 @@ class Record:
     """
 
     def __init__(
-        self, base: int, align: int, default: tuple[int, ...], functions: tuple[int, ...], *, fallback: bool
+        self,
+        base: int,
+        align: int,
+        default: tuple[int, ...],
+        functions: tuple[int, ...],
+        *,
+        fallback: bool,
+        budget: int = 0,
     ) -> None:
-        """Fill it in. ``align``: a power of two, 16 to 2 MiB."""
+        """Fill it in. ``align``: a power of two, 16 to 2 MiB. ``budget``: word index of who pays, for charged functions."""
         self.memory = bytearray(RECORD_BYTES)
         self.words = memoryview(self.memory).cast("q")  # keeps it from being resized
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
@@ -289,6 +417,7 @@ class Record:
         end = load_at(base + H_TOTAL_WORDS * WORD_BYTES) * WORD_BYTES
         given = (self.address, *functions, base, end, align, int(fallback), *default)
         struct.pack_into(f"{len(given)}q", self.memory, R_CTX, *given)
+        struct.pack_into("q", self.memory, R_BUDGET, budget)
 
     def __getitem__(self, at: int) -> int:
         """Read a word by its R_ name."""
@@ -302,14 +431,14 @@ _api.PyCapsule_SetContext.argtypes = [ctypes.py_object, ctypes.py_object]
 _api.PyCapsule_SetDestructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
 
 
-def make_capsule(record: Record, leases: Any) -> Any:
-    """Make a capsule that owns the record's memory and a lease of the arena; None if the arena is closed."""
+def make_capsule(record: Record, leases: Any, budget: Any = None) -> Any:
+    """Make a capsule that owns the record's memory, a lease of the arena and the budget that pays; None if it is closed."""
     base = record[R_BASE]
     lease = leases.attempt(base, VERB_NONE, ZERO_SIZE_OFFSET, 0, 0, VERB_NONE)
     if type(lease) is not memoryview:
         return None
     capsule = _api.PyCapsule_New(record.address, ctypes.addressof(CAPSULE_NAME), None)
-    owned = (lease, record.memory)  # builtin objects only: they can die when the interpreter is half gone
+    owned = (lease, record.memory, budget)  # nothing that runs Python when it dies: the interpreter may be half gone
     _api.PyCapsule_SetContext(capsule, owned)
     immortal(owned)  # until the destructor
     _api.PyCapsule_SetDestructor(capsule, compiled()[4])

@@ -12,7 +12,7 @@ from typing import Any
 from numba import types
 
 from realalloc.lease import forks
-from realalloc.lease.blocks import give_back, linger, take
+from realalloc.lease.blocks import give_back, linger, take, take_charged
 from realalloc.lease.capi import bound_to, immortal
 from realalloc.lease.slots import (
     E_BASE,
@@ -126,6 +126,7 @@ class Jitted:
         )  # when it may be too late to compile
         for callee in (
             take,
+            take_charged,
             give_back,
             kmalloc_slow,
             kfree_slow,

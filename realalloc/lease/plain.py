@@ -12,10 +12,12 @@ from realalloc.lease.blocks import (
     VERB_KMALLOC,
     VERB_POOL,
     VERB_POOL_RESERVE,
+    budget_of,
     count_lease,
     drop_lease,
     give_back,
     take,
+    take_charged,
 )
 from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
 from realalloc.lease.exporter import BASETYPE, PY_BF_GETBUFFER, make_type
@@ -64,7 +66,8 @@ class Plain:
         """Take a block and lease it, or return the status."""
         words = words_at(base)
         count_lease(words, 1)
-        offset = int(take(words, verb, argument, gfp))
+        b = budget_of(tag)
+        offset = int(take_charged(words, verb, argument, gfp, b) if b else take(words, verb, argument, gfp))
         if offset <= 0:
             owner = drop_lease(words)
             if owner != 0:

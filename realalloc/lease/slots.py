@@ -19,10 +19,12 @@ from realalloc.lease.blocks import (
     VERB_KMALLOC,
     VERB_POOL,
     VERB_READY,
+    budget_of,
     count_lease,
     drop_lease,
     give_back,
     take,
+    take_charged,
 )
 from realalloc.lease.capi import (
     address_of_symbol,
@@ -336,10 +338,15 @@ def attempt_fast(bound: int, args: int, _count: int) -> int:
     count_lease(words, 1)
     gfp = as_ssize(load_at(args + 24))
     length = as_ssize(load_at(args + 32))
-    offset = take(words, as_ssize(load_at(args + 8)), as_ssize(load_at(args + 16)), gfp)
+    tag = as_ssize(load_at(args + 40))
+    b = budget_of(tag)
+    if b == 0:
+        offset = take(words, as_ssize(load_at(args + 8)), as_ssize(load_at(args + 16)), gfp)
+    else:
+        offset = take_charged(words, as_ssize(load_at(args + 8)), as_ssize(load_at(args + 16)), gfp, b)
     if offset <= 0:
         _let_go(drop_lease(words))
         return long_of(offset)
     if gfp & GFP_ZERO_BIT and as_ssize(load_at(args + 8)) == VERB_CACHE:
         zero_words(words, offset, length)
-    return _lease(words, as_ssize(bound), offset, length, as_ssize(load_at(args + 40)))
+    return _lease(words, as_ssize(bound), offset, length, tag)

@@ -46,6 +46,7 @@ from realalloc.mm.layout import (
     PAGE_BYTES,
     PAGE_SHIFT,
     SHEAF_BYTES,
+    V_BYTES,
     V_PAGES,
     WORD_BYTES,
     ZONE_DMA,
@@ -96,6 +97,16 @@ def class_of(words: Words, nbytes: int, gfp: int) -> int:
     """Return the word index of the cache that serves ``nbytes`` <= KMALLOC_MAX_CACHE_BYTES."""
     c = words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] & CLASS_CACHE_MASK
     return c + NR_CLASSES * CACHE_WORDS if gfp & GFP_DMA_BIT else c
+
+
+@kernel
+def usable_bytes(words: Words, nbytes: int, gfp: int) -> int:
+    """Return what a block of ``nbytes``, at most the arena's size, charges: its usable bytes; of an area, its whole pages."""
+    largest = PAGE_BYTES << words[H_MAX_ORDER]
+    if nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest):
+        return words[class_of(words, nbytes, gfp) + C_OBJECT_BYTES]
+    pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
+    return PAGE_BYTES << order_of_pages(pages) if nbytes <= largest else pages << PAGE_SHIFT
 
 
 @kernel
@@ -293,6 +304,17 @@ def ksize(words: Words, offset: int) -> int:
     """Return the usable bytes of the live block that begins at ``offset``, EINVAL if none does."""
     lock(words)
     result = ksize_locked(words, offset)
+    unlock(words)
+    return result
+
+
+@entry
+def charged_bytes(words: Words, offset: int) -> int:
+    """Return what :func:`usable_bytes` said of a live block, also where a kept area that is larger serves it; or EINVAL."""
+    lock(words)
+    result = ksize_locked(words, offset)
+    if result > 0 and offset >= words[H_VM_START_BYTES]:
+        result = (words[area_at(words, granule_of(words, offset)) + V_BYTES] + PAGE_BYTES - 1) & -PAGE_BYTES
     unlock(words)
     return result
 

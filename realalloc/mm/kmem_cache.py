@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import bit
+from realalloc.mm.charge import detach_locked
 from realalloc.mm.freelist import first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -17,6 +18,7 @@ from realalloc.mm.layout import (
     C_ALIGN_BYTES,
     C_ALLOCS,
     C_AT,
+    C_BUDGET,
     C_EMPTY,
     C_FLAGS,
     C_FREES,
@@ -260,6 +262,7 @@ def cache_destroy(words: Words, c: int) -> int:
     shrink_locked(words, c)
     words[SHEAF_OWNERS + words[c + C_SHEAF] // SHEAF_DESC_WORDS] = 0
     words[c + C_STATE] = CACHE_FREE
+    detach_locked(words, c + C_BUDGET)
     unlock(words)
     return OK
 

@@ -28,6 +28,8 @@ ENOMEM: Final = -12  # no memory for this request
 EAGAIN: Final = -11  # no constructed object: the caller must construct a slab, then ask again
 EBUSY: Final = -16  # still in use
 EINVAL: Final = -22  # not a live block of this kind here
+EEXIST: Final = -17  # the name is taken
+EDQUOT: Final = -122  # a budget is full, or closed
 ESHUTDOWN: Final = -108  # the arena is closed
 
 # Broken invariants, as the walkers report them; the texts are in realalloc.errors.
@@ -50,6 +52,7 @@ BAD_POOL_QUEUE: Final = -1033
 BAD_POOL_POISON: Final = -1034
 BAD_SHEAF: Final = -1041
 BAD_HEADER: Final = -1051
+BAD_BUDGET: Final = -1061
 
 # -- header: words 0..255 -------------------------------------------------------------------------------------------
 MAGIC: Final = 0x7265616C616C6C6F  # "realallo"
@@ -98,6 +101,8 @@ H_NR_SLOTS: Final = 40  # slots that threads have
 H_FARTHEST: Final = 41  # how many places behind its near one a thread has to look for its slot
 H_LIMIT_PAGES: Final = 42  # H_COMMITTED_PAGES may not pass it
 H_HUGEMAP: Final = 43  # word index of the map of huge units, one bit a unit of 2 MiB
+H_BUDGETS: Final = 44  # word index of the youngest budget, 0 for none
+H_FREE_BUDGETS: Final = 45  # list of descriptors without a budget
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
@@ -241,8 +246,9 @@ C_NR_BARN_FULL: Final = 28
 C_BARN_EMPTY: Final = 29
 C_NR_BARN_EMPTY: Final = 30
 C_MAGIC: Final = 31  # of the stride, for bits.divides
-C_NAME: Final = 32  # 8 words of utf-8, zero padded
-CACHE_NAME_BYTES: Final = 64
+C_BUDGET: Final = 32  # word index of the budget that pays for slabs, 0 for none
+C_NAME: Final = 33  # 7 words of utf-8, zero padded
+CACHE_NAME_BYTES: Final = 56
 CACHE_FREE: Final = 0
 CACHE_LIVE: Final = 1
 CF_CTOR: Final = 1  # slabs are made by the face, which runs the constructor
@@ -363,6 +369,7 @@ P_FAILED: Final = 43  # injections so far
 P_ALLOC_FN: Final = 44  # addresses of the machine code of BACKING_CALLS
 P_FREE_FN: Final = 45
 P_SHELF: Final = 46  # address of what the face keeps beside the reserve, 0 if nothing; it belongs to the process
+P_BUDGET: Final = 47  # word index of the budget that pays for elements, 0 for none
 P_WAIT_COUNTS: Final = 48  # histogram of waits, WAIT_BUCKETS counts
 WAIT_BUCKETS: Final = 96  # four to an octave, from 2**WAIT_SHIFT ns on
 WAIT_SHIFT: Final = 8
@@ -408,6 +415,33 @@ BACKING_PAGES: Final = 2
 BACKING_OBJECT: Final = 3  # elements are numbers of Python objects: the face asks its own alloc_fn
 BACKING_CALLS: Final = 4  # elements are numbers that a user's machine code makes
 
+# -- budget descriptor (a kmalloc'ed block; kept for the next budget when this one is gone) -----------------------------
+B_STATE: Final = 0  # BUDGET_*
+B_NEXT: Final = 1  # word index of the next older budget, or of the next free descriptor
+B_PARENT: Final = 2  # word index, 0 for none
+B_USED: Final = 3  # bytes charged here and below
+B_PEAK: Final = 4
+B_LIMIT: Final = 5  # B_USED may not pass it
+B_HIGH: Final = 6  # above it the faces reclaim and slow down
+B_FAILURES: Final = 7  # charges that this budget refused
+B_THROTTLES: Final = 8  # sleeps for being above B_HIGH
+B_CHILDREN: Final = 9  # descriptors that have this one as their parent
+B_USERS: Final = 10  # who may still charge it: its handle, caches, pools
+B_COUNTS: Final = 12  # CHARGE_*: how many charges of that kind are out
+B_BYTES: Final = 16  # CHARGE_*: their bytes
+B_NAME: Final = 20  # 8 words of utf-8, zero padded
+BUDGET_NAME_BYTES: Final = 64
+BUDGET_WORDS: Final = B_NAME + BUDGET_NAME_BYTES // WORD_BYTES
+BUDGET_FREE: Final = 0
+BUDGET_OPEN: Final = 1
+BUDGET_CLOSED: Final = 2  # takes no charges; those that are out stay counted until they go back
+CHARGE_BUFFERS: Final = 0
+CHARGE_SLABS: Final = 1
+CHARGE_ELEMENTS: Final = 2  # of pools
+CHARGE_ARRAYS: Final = 3
+CHARGE_KINDS: Final = 4
+NO_LIMIT: Final = (1 << 63) - 1
+
 # gfp bits that kernels look at; the full set is in realalloc.gfp
 GFP_DMA_BIT: Final = 0x01
 GFP_ZERO_BIT: Final = 0x100
@@ -419,7 +453,9 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert DECAY + DECAY_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_HUGEMAP < ZONES
+assert H_FREE_BUDGETS < ZONES
+assert B_COUNTS + CHARGE_KINDS <= B_BYTES
+assert B_BYTES + CHARGE_KINDS <= B_NAME
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
 assert KMALLOC_TABLE + KMALLOC_TABLE_WORDS <= SHEAF_OWNERS

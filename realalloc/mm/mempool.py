@@ -18,6 +18,7 @@ Invariant: 0 <= curr_nr <= capacity = max(1, min_nr), and every reserved element
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.charge import detach_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import kfree_locked, kmalloc_retry_locked
 from realalloc.mm.layout import (
@@ -37,6 +38,7 @@ from realalloc.mm.layout import (
     ORDER_RESERVE_ONLY,
     P_ARG,
     P_BACKING,
+    P_BUDGET,
     P_CAPACITY,
     P_CURR_NR,
     P_DAMAGED,
@@ -256,6 +258,7 @@ def end_if_last(words: Words, p: int) -> int:
     """Free the descriptor of a detached pool with its last element or waiter."""
     if words[p + P_STATE] == POOL_DETACHED and pool_out(words, p) == 0 and words[p + P_NODES] == 0:
         free_chunks_locked(words, p)
+        detach_locked(words, p + P_BUDGET)
         kfree_locked(words, p * WORD_BYTES)
     return OK
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import atomic_add, atomic_load, atomic_store
 from realalloc.mm.buddy import alloc_block_locked
+from realalloc.mm.charge import charge_locked, uncharge_locked
 from realalloc.mm.jit import Words, entry, kernel
-from realalloc.mm.kmalloc import kfree_locked, kmalloc_locked, ksize_locked
+from realalloc.mm.kmalloc import kfree_locked, kmalloc_locked, ksize_locked, usable_bytes
 from realalloc.mm.layout import (
     BACKING_CACHE,
     BACKING_OBJECT,
     BACKING_PAGES,
+    CHARGE_ELEMENTS,
     ENOMEM,
     FAIL_BITS,
     GFP_DMA_BIT,
@@ -24,6 +26,7 @@ from realalloc.mm.layout import (
     ORDER_RESERVE_ONLY,
     P_ARG,
     P_BACKING,
+    P_BUDGET,
     P_CAPACITY,
     P_CURR_NR,
     P_DAMAGED,
@@ -41,6 +44,7 @@ from realalloc.mm.layout import (
     P_REFILLS,
     P_WIPE,
     P_ZONE,
+    PAGE_BYTES,
     PAGE_SHIFT,
     PAGE_WORDS,
     POISON_FREE,
@@ -72,11 +76,16 @@ def is_injected(words: Words, p: int) -> int:
     return 1
 
 
-@entry
-def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
-    """Ask the backing allocator; an offset, ENOMEM or EAGAIN (constructor needed)."""
-    if words[p + P_BACKING] >= BACKING_OBJECT or is_injected(words, p) == 1:
-        return ENOMEM
+@kernel
+def charge_of(words: Words, p: int) -> int:
+    """Return what an element of kmalloc or of pages charges to the pool's budget."""
+    if words[p + P_BACKING] == BACKING_PAGES:
+        return PAGE_BYTES << words[p + P_ARG]
+    return usable_bytes(words, words[p + P_ARG], GFP_DMA_BIT if words[p + P_ZONE] == ZONE_DMA else 0)
+
+
+@kernel
+def _from_backing_locked(words: Words, p: int, gfp: int) -> int:
     if words[p + P_BACKING] == BACKING_CACHE:
         return cache_alloc_locked(words, words[p + P_ARG])
     if words[p + P_BACKING] == BACKING_PAGES:
@@ -86,6 +95,21 @@ def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
         words[H_BLOCKS] += 1
         return pfn << PAGE_SHIFT
     return kmalloc_locked(words, words[p + P_ARG], gfp | (GFP_DMA_BIT if words[p + P_ZONE] == ZONE_DMA else 0))
+
+
+@entry
+def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
+    """Ask the backing allocator; an offset, ENOMEM or EAGAIN (constructor needed)."""
+    if words[p + P_BACKING] >= BACKING_OBJECT or is_injected(words, p) == 1:
+        return ENOMEM
+    if words[p + P_BUDGET] == 0:
+        return _from_backing_locked(words, p, gfp)
+    if charge_locked(words, words[p + P_BUDGET], CHARGE_ELEMENTS, charge_of(words, p)) != OK:
+        return ENOMEM
+    offset = _from_backing_locked(words, p, gfp)
+    if offset < 0:
+        uncharge_locked(words, words[p + P_BUDGET], CHARGE_ELEMENTS, charge_of(words, p))
+    return offset
 
 
 @kernel
@@ -104,7 +128,10 @@ def backing_free_locked(words: Words, p: int, offset: int) -> int:
         return SURPLUS
     if words[p + P_BACKING] == BACKING_CACHE:
         return cache_free_locked(words, words[p + P_ARG], offset)
-    return kfree_locked(words, offset)
+    status = kfree_locked(words, offset)
+    if status == OK and words[p + P_BUDGET] != 0:
+        uncharge_locked(words, words[p + P_BUDGET], CHARGE_ELEMENTS, charge_of(words, p))
+    return status
 
 
 @kernel

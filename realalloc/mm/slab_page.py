@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from realalloc.mm.bits import bit, ctz, low_mask, popcount
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.charge import charge_locked, uncharge_locked
 from realalloc.mm.freelist import first, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     C_ACTIVE,
     C_ALLOCS,
     C_AT,
+    C_BUDGET,
     C_EMPTY,
     C_FIRST_BYTES,
     C_FLAGS,
@@ -43,7 +45,9 @@ from realalloc.mm.layout import (
     CACHE_SHIFT,
     CACHE_WORDS,
     CF_EXTERNAL_MAP,
+    CHARGE_SLABS,
     EINVAL,
+    ENOMEM,
     EXTERNAL_MAP_BYTES,
     H_CACHES,
     H_END_PFN,
@@ -163,12 +167,30 @@ def _make_slab(words: Words, c: int, pfn: int, order: int, map_word: int) -> Non
     words[c + C_SLAB_ALLOCS] += 1
 
 
+@entry
+def _alloc_charged_block(words: Words, c: int, order: int) -> int:
+    """Get a block for a slab that a budget pays for."""
+    if charge_locked(words, words[c + C_BUDGET], CHARGE_SLABS, PAGE_BYTES << order) != OK:
+        return ENOMEM
+    pfn = alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
+    if pfn < 0:
+        uncharge_locked(words, words[c + C_BUDGET], CHARGE_SLABS, PAGE_BYTES << order)
+    return pfn
+
+
+@kernel
+def _alloc_order(words: Words, c: int, order: int) -> int:
+    if words[c + C_BUDGET] != 0:
+        return _alloc_charged_block(words, c, order)
+    return alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
+
+
 @kernel
 def _alloc_slab_block(words: Words, c: int) -> int:
     order = words[c + C_ORDER]
-    pfn = alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
+    pfn = _alloc_order(words, c, order)
     if pfn < 0 and words[c + C_MIN_ORDER] < order:
-        pfn = alloc_block_locked(words, words[c + C_ZONE], words[c + C_MIN_ORDER], KIND_SLAB, 0)
+        pfn = _alloc_order(words, c, words[c + C_MIN_ORDER])
         if pfn > 0:
             words[c + C_ORDER_FALLBACK] += 1
     return pfn
@@ -259,6 +281,8 @@ def _release_block(words: Words, c: int, pfn: int) -> None:
     words[c + C_NR_SLABS] -= 1
     words[c + C_SLAB_FREES] += 1
     free_block_locked(words, pfn)
+    if words[c + C_BUDGET] != 0:
+        uncharge_locked(words, words[c + C_BUDGET], CHARGE_SLABS, PAGE_BYTES << order)
 
 
 @kernel

@@ -69,7 +69,7 @@ def test_tables_follow_each_other_without_overlap(size: int, max_order: int, dma
     assert made.end_pfn < 1 << 31 or size > 1 << 43  # page numbers fit the halves of a link
 
 
-@pytest.mark.parametrize("prefix", ["H_", "Z_", "C_", "PG_", "V_", "P_", "T_", "D_", "S_"])
+@pytest.mark.parametrize("prefix", ["H_", "Z_", "C_", "PG_", "V_", "P_", "B_", "T_", "D_", "S_"])
 def test_fields_of_a_record_are_all_different(prefix: str) -> None:
     fields = names(prefix)
     if prefix == "D_":  # the link of a record lies in its first descriptor
@@ -81,7 +81,7 @@ def test_fields_of_a_record_are_all_different(prefix: str) -> None:
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [("H_", layout.ZONES), ("Z_", layout.ZONE_WORDS), ("C_", layout.CACHE_WORDS), ("PG_", layout.PAGE_STRUCT_WORDS),
-     ("V_", layout.AREA_WORDS), ("P_", layout.POOL_WORDS), ("T_", layout.THREAD_WORDS),
+     ("V_", layout.AREA_WORDS), ("P_", layout.POOL_WORDS), ("B_", layout.BUDGET_WORDS), ("T_", layout.THREAD_WORDS),
      ("D_", layout.SHEAF_DESC_WORDS), ("S_", layout.S_OBJECTS + 1)],
 )  # fmt: skip
 def test_fields_lie_inside_their_record(prefix: str, words: int) -> None:
