@@ -56,7 +56,7 @@ from realalloc.mm import layout
 from realalloc.mm.atomic import bias
 from realalloc.mm.buddy import reach, validate_buddy
 from realalloc.mm.budget import validate_budgets
-from realalloc.mm.decay import set_decay
+from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
@@ -204,6 +204,11 @@ class Arena(ArrayMethods, FootprintMethods):
             memory = Memory(plan.total_bytes, plan.align_bytes, plan.window_start_bytes)
             memory.advise_huge(0, plan.window_start_bytes, wanted=huge == layout.HUGE_ALWAYS)
             memory.advise_huge(0, plan.meta_pages * page, wanted=False)
+            tail = (
+                plan.end_pfn & -layout.HUGE_PAGES
+            ) * page  # what is no whole unit of the arena's stays in small pages
+            if tail < plan.window_start_bytes:
+                memory.advise_huge(tail, plan.window_start_bytes - tail, wanted=False)
             if locked[1]:
                 knob = f"RLIMIT_MEMLOCK (ulimit -l) for lock={locked[1]}"
                 memory.lock(*locked)
@@ -293,6 +298,11 @@ class Arena(ArrayMethods, FootprintMethods):
         _arenas.discard(self)
         wake_pools(words)
         forks.ignore(self._base)
+        if (
+            live and words[layout.DECAY + layout.Y_NS] >= 0
+        ):  # what the leases leave goes back at once: nobody serves it now
+            serve(words, 0)
+            set_decay(words, 0)
         del self._memory
         last.release()
         if live:

@@ -95,6 +95,7 @@ class PressureTrigger:
         window_ns = _seconds(window, "window", MIN_WINDOW_S, MAX_WINDOW_S)
         stall_ns = _seconds(stall, "stall", MIN_STALL_S, window)
         words = arena.words
+        self._pid = os.getpid()
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._words: Words | None = words
         self._number = int(add_trigger(words, self._fd, int(kind == "full"), stall_ns, window_ns))
@@ -110,12 +111,15 @@ class PressureTrigger:
 
     def clear(self) -> int:
         """Make the fd unreadable again; return how often it fired since the last time."""
-        with contextlib.suppress(BlockingIOError):
-            return os.eventfd_read(self.fileno())
+        if self._pid == os.getpid():  # a fork's child would take what is the parent's
+            with contextlib.suppress(BlockingIOError):
+                return os.eventfd_read(self.fileno())
         return 0
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until it fires; False after ``timeout`` seconds."""
+        if self._pid != os.getpid():
+            return False
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(None if timeout is None else max(0, timeout * 1000))) and self.clear() > 0

@@ -27,6 +27,7 @@ from realalloc.mm.layout import (
     D_PUT,
     D_PUT_BASE,
     D_TOP,
+    DECAY,
     GRANULE_BYTES,
     H_ALLOCATED_PAGES,
     H_BLOCKS,
@@ -72,6 +73,7 @@ from realalloc.mm.layout import (
     THREAD_SLOTS,
     THREAD_WORDS,
     THREADS,
+    Y_CLEAN,
     Z_COUNTS,
     Z_END_PFN,
     Z_FREE_PAGES,
@@ -182,9 +184,9 @@ def blocks_that_fit(start: int, end: int, order: int) -> int:
 
 
 def metadata(raw: RawArena) -> Any:
-    """Copy all metadata: header, tables, maps, memmap; not how long anybody stalled."""
+    """Copy all metadata: header, tables, maps, memmap; not how long anybody stalled, nor where nothing was found."""
     copied = raw.words[: int(raw.words[H_META_PAGES]) * PAGE_WORDS].copy()
-    copied[PRESSURE : PRESSURE + PSI_TRIGGERS] = 0
+    copied[PRESSURE : PRESSURE + PSI_TRIGGERS] = copied[DECAY + Y_CLEAN] = 0
     return copied
 
 

@@ -385,3 +385,64 @@ print(ra.default_arena().words[layout.DECAY + layout.Y_NS])
 """
         quiet_child(code, env={"REALALLOC_DECAY": value, "REALALLOC_SIZE": "1MiB"}, expect=wanted)
     assert os.environ.get("REALALLOC_DECAY") is None
+
+
+def test_a_lowered_limit_on_address_space_costs_no_memory() -> None:
+    """mremap(2) unmaps its target, and then refuses: no call may be made that a limit would refuse."""
+    quiet_child(
+        """
+import resource
+import numpy as np
+import realalloc as ra
+arena = ra.Arena('64MiB', decay=None)
+arena.vfree(arena.vmalloc(3 << 20))
+kept = arena.vmalloc(2 << 20); kept[:] = bytes([7]) * len(kept)
+big = [arena.vmalloc(5 << 20) for _ in range(3)]
+size = int(open('/proc/self/statm').read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size - (16 << 20), resource.RLIM_INFINITY))
+refused = 0
+for _ in range(5):
+    try: arena.vmalloc(7 << 20)
+    except ra.OutOfMemory: refused += 1
+del big[:2]
+arena.trim()
+blocks = []
+try:
+    while True:
+        blocks.append(arena.kmalloc(100_000, ra.GFP_KERNEL | ra.GFP_ZERO))
+        assert not any(blocks[-1][::4096]); np.frombuffer(blocks[-1], np.uint8)[:] = 1
+except ra.OutOfMemory: pass
+assert refused == 5 and len(blocks) > 300
+assert all(octet == 7 for octet in kept[::97])
+arena.validate(); assert arena.residency().stray == 0
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+blocks.clear(); big.clear(); kept.release()
+arena.vmalloc(7 << 20)[:] = bytes(7 << 20)
+arena.validate(); arena.close()
+print('done')
+""",
+        expect="done",
+    )
+
+
+@pytest.mark.parametrize("size", ["3MiB", "5MiB", "9500KiB"])
+def test_an_arena_of_huge_pages_may_end_inside_one(size: str) -> None:
+    with ra.Arena(size, huge_pages=True, decay=None) as arena:
+        held = [fill(arena.alloc_pages(0).view) for _ in range(arena.stats().free // PAGE)]
+        seen = arena.residency()
+        assert seen.stray == 0
+        assert arena._memory.resident_pages(0, arena.size) * PAGE <= seen.pages + seen.metadata
+        held.clear()
+
+
+@needs_thread
+def test_a_closed_arena_gives_back_what_its_leases_leave() -> None:
+    arena = ra.Arena("64MiB", decay=1000)
+    words = arena.words
+    held = [fill(arena.kmalloc(200_000)) for _ in range(100)]
+    last = arena.kmalloc(100)
+    with pytest.warns(ResourceWarning, match="live leases"):
+        arena.close()
+    held.clear()
+    assert words[layout.H_COMMITTED_PAGES] * PAGE <= MIB
+    last.release()

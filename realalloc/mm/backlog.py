@@ -103,7 +103,7 @@ def surplus(words: Words, now_ns: int) -> int:
 def settle(words: Words, wanted: int, purged: int) -> None:
     """Write down what came of a surplus."""
     words[DECAY + Y_PURGED] += purged
-    if wanted >= DROP_PAGES:  # a smaller surplus may just be less than a huge unit
+    if wanted >= DROP_PAGES or purged == 0:  # else what is left may just be less than a huge unit
         words[DECAY + Y_STUCK] += max(0, wanted - purged)
     words[DECAY + Y_LOW] = min(words[DECAY + Y_LOW], _marked(words))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.backlog import account_freed
 from realalloc.mm.bits import ctz
-from realalloc.mm.commit import MIN_RUN_ORDER, commit_locked, dirty_pages, drop_locked, is_huge
+from realalloc.mm.commit import MIN_RUN_ORDER, account_listed, commit_locked, dirty_pages, drop_locked, is_huge
 from realalloc.mm.freelist import count_list, first, push_back, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -78,6 +78,8 @@ def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> Non
     z = zone_at(zone)
     links = MEMMAP + PG_LINK
     words[page_at(pfn) + PG_INFO] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    if zone == ZONE_NORMAL:
+        account_listed(words, pfn, order, 1)
     if at_end:
         push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
     else:
@@ -90,6 +92,8 @@ def list_remove(words: Words, zone: int, pfn: int, order: int) -> None:
     """Take a free block off its list; its first page becomes KIND_NONE."""
     z = zone_at(zone)
     words[page_at(pfn) + PG_INFO] = KIND_NONE
+    if zone == ZONE_NORMAL:
+        account_listed(words, pfn, order, -1)
     remove(words, z + Z_HEADS + order, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
     words[z + Z_COUNTS + order] -= 1
 

@@ -16,6 +16,7 @@ from realalloc.mm.bits import bit
 from realalloc.mm.freelist import first, push_back, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
+    DECAY,
     ENOMEM,
     H_ALLOCATED_PAGES,
     H_COMMITTED_PAGES,
@@ -28,6 +29,7 @@ from realalloc.mm.layout import (
     HUGE_AUTO,
     HUGE_ORDER,
     HUGE_PAGES,
+    KIND_FREE,
     MEMMAP,
     OK,
     PAGE_SHIFT,
@@ -35,13 +37,23 @@ from realalloc.mm.layout import (
     PG_LINK,
     PRESSURE,
     PSI_RECLAIMS,
+    Y_CLEAN,
+    Y_SMALL,
     Z_COUNTS,
     Z_FREE_PAGES,
     Z_HEADS,
     ZONE_DMA,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, count_resident, is_resident, set_resident_locked, zone_at
+from realalloc.mm.pages import (
+    clear_resident_locked,
+    count_resident,
+    is_resident,
+    kind_of,
+    pages_at,
+    set_resident_locked,
+    zone_at,
+)
 from realalloc.mm.pressure import account_stall_locked
 from realalloc.mm.prim import MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, madvise, monotonic_ns
 
@@ -60,12 +72,29 @@ def dirty_pages(words: Words) -> int:
 
 @kernel
 def purgeable_pages(words: Words) -> int:
-    """Count dirty pages in free blocks that decay gives back, smaller ones taken for dirty: never too many."""
-    z = zone_at(ZONE_NORMAL)
-    small = 0
-    for order in range(min(MIN_RUN_ORDER, words[H_MAX_ORDER] + 1)):
-        small += words[z + Z_COUNTS + order] << order
-    return max(0, dirty_pages(words) - small)
+    """Count dirty pages in free blocks that decay gives back."""
+    return max(0, dirty_pages(words) - max(0, words[DECAY + Y_SMALL]))
+
+
+@kernel
+def small_dirty(words: Words, pfn: int, end: int) -> int:
+    """Count dirty pages in free blocks, too small for decay, between two blocks."""
+    dirty = 0
+    while pfn < end:
+        pages = pages_at(words, pfn)
+        if kind_of(words, pfn) == KIND_FREE and pages < MIN_RUN_PAGES:
+            dirty += count_resident(words, pfn, pfn + pages)
+        pfn += pages
+    return dirty
+
+
+@kernel
+def account_listed(words: Words, pfn: int, order: int, sign: int) -> None:
+    """Hear that a free block of zone NORMAL comes onto a list (1), or goes (-1)."""
+    if order < MIN_RUN_ORDER:
+        words[DECAY + Y_SMALL] += sign * count_resident(words, pfn, pfn + (1 << order))
+    if sign == 1:
+        words[DECAY + Y_CLEAN] &= ~bit(order)
 
 
 @kernel
@@ -176,6 +205,8 @@ def _drop_some(words: Words, pfn: int, order: int, wanted: int, split: int) -> i
         if count_resident(words, at, stop) != 0:
             dropped += drop_locked(words, at, stop - at, split)
         at = stop
+    if order < MIN_RUN_ORDER:
+        words[DECAY + Y_SMALL] -= dropped
     return dropped
 
 
@@ -202,16 +233,27 @@ def purge_order_locked(words: Words, order: int, wanted: int, split: int) -> int
     return looked << 32 | dropped
 
 
+@kernel
+def is_clean(words: Words, order: int) -> int:
+    """Tell whether no free block of an order has memory that could go."""
+    return words[DECAY + Y_CLEAN] >> order & 1
+
+
 @entry
 def purge_locked(words: Words, wanted: int, lowest: int, split: int) -> int:
     """Give back memory of free blocks of ``lowest`` order and larger, the largest first; return the pages."""
     dropped = 0
     for order in range(words[H_MAX_ORDER], lowest - 1, -1):
-        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order]
+        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order] if is_clean(words, order) == 0 else 0
+        before = dropped
         while left > 0 and dropped < wanted:
             done = purge_order_locked(words, order, wanted - dropped, split)
             dropped += done & 0xFFFFFFFF
             left -= done >> 32
+        if (
+            dropped == before and dropped < wanted and split == 1
+        ):  # at the limit each request would look at all of them again
+            words[DECAY + Y_CLEAN] |= bit(order)
     return dropped
 
 
@@ -220,7 +262,7 @@ def purge(words: Words, wanted: int, lowest: int, split: int) -> int:
     """The same, the lock held for one bounded step at a time."""
     dropped = 0
     for order in range(words[H_MAX_ORDER], lowest - 1, -1):
-        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order]
+        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order] if is_clean(words, order) == 0 else 0
         while left > 0 and dropped < wanted:
             lock(words)
             done = purge_order_locked(words, order, wanted - dropped, split)
@@ -258,7 +300,12 @@ def commit_locked(words: Words, pfn: int, pages: int, order: int) -> int:
     if words[H_COMMITTED_PAGES] + pages + 2 * HUGE_PAGES > words[H_LIMIT_PAGES] and _admit(words, pfn, pages) != OK:
         return ENOMEM
     begin = _begin_of(words, pfn)
-    fresh = set_resident_locked(words, begin, _end_of(words, pfn + pages) - begin)
+    end = _end_of(words, pfn + pages)
+    before = small_dirty(words, begin, end) if end - begin != pages else 0
+    fresh = set_resident_locked(words, begin, end - begin)
+    if end - begin != pages:  # free neighbours in a huge unit are dirty now
+        words[DECAY + Y_CLEAN] = 0
+        words[DECAY + Y_SMALL] += small_dirty(words, begin, end) - before
     if fresh != 0 and order >= HUGE_ORDER and words[H_HUGE] == HUGE_AUTO:
         _want_huge(words, pfn, pfn + pages)
     return OK

@@ -39,10 +39,11 @@ from realalloc.mm.layout import (
 from realalloc.mm.pressure import update_pressure
 from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import drain_locked
-from realalloc.mm.vmalloc import purge_old_lazy_locked
+from realalloc.mm.vmalloc import is_lazy_old, purge_old_lazy_locked
 
 IDLE_NS = 250_000_000  # longest sleep
 BRIEF_NS = 1_000_000  # shortest, but for none
+AT_ONCE_NS = 100_000_000  # between two looks at what threads keep, where freed memory goes back at once
 
 
 @kernel
@@ -88,7 +89,7 @@ def decay_tick(words: Words, now_ns: int) -> int:
     words[DECAY + Y_SERVED] = served
     if served == 0:
         return IDLE_NS
-    step = max(BRIEF_NS, words[DECAY + Y_NS] // DECAY_EPOCHS)
+    step = max(BRIEF_NS, words[DECAY + Y_NS] // DECAY_EPOCHS) if words[DECAY + Y_NS] > 0 else AT_ONCE_NS
     if words[DECAY + Y_PENDING] > 0:
         if _purge_step(words) == 1:
             return 0
@@ -97,13 +98,15 @@ def decay_tick(words: Words, now_ns: int) -> int:
         _drain_once_in_a_while(words)
         if words[DECAY + Y_PENDING] > 0:
             return 0
-    if words[H_VM_LAZY_PAGES] > 0:
+    if is_lazy_old(words) == 1:
         lock(words)
         pages = purge_old_lazy_locked(words)
         unlock(words)
         if pages > 0:
             return 0
-    return min(IDLE_NS, max(BRIEF_NS, step - (now_ns - words[DECAY + Y_EPOCH_NS])))
+    if purgeable_now(words) == 0 and words[H_VM_LAZY_PAGES] == 0 and _is_anything_kept(words) == 0:
+        return IDLE_NS
+    return min(IDLE_NS, max(BRIEF_NS, step - (now_ns - words[DECAY + Y_EPOCH_NS]) % step))
 
 
 @entry

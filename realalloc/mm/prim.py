@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import time
 from typing import Any
 
@@ -23,6 +24,10 @@ MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
 PROT_NONE = 0
+PROT_BOTH = 1 | 2
+MAP_PRIVATE_NORESERVE = 0x02 | 0x20 | 0x4000
+RLIMIT_DATA = 2
+RLIMIT_AS = 9
 MAP_NONE_FIXED = 0x02 | 0x20 | 0x10 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 FUTEX_WAKE_PRIVATE = 1 | 128
 FUTEX_WAIT_PRIVATE = 0 | 128
@@ -120,6 +125,48 @@ def _emit_forget(_context: Any, builder: Any, _signature: Any, args: Any) -> Any
     result = _call(builder, "mmap", _I64, [_I64, _I64, _I32, _I32, _I32, _I64], given)
     negative = builder.icmp_signed("<", result, _constant(0))
     return builder.select(negative, result, _constant(0))
+
+
+def _emit_renew(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    given = [args[0], args[1], _constant(PROT_BOTH), _constant(MAP_NONE_FIXED), _constant(-1), _constant(0)]
+    result = _call(builder, "mmap", _I64, [_I64, _I64, _I32, _I32, _I32, _I64], given)
+    negative = builder.icmp_signed("<", result, _constant(0))
+    return builder.select(negative, result, _constant(0))
+
+
+def _emit_is_several(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    longer = builder.add(args[1], _constant(1 << 12))
+    given = [args[0], args[1], longer, _constant(0), _constant(0)]
+    result = _call(builder, "mremap", _I64, [_I64, _I64, _I64, _I32, _I64], given)
+    return builder.zext(builder.icmp_signed("==", result, _constant(-errno.EFAULT)), _I64)
+
+
+def _emit_may_move(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    limits = _timespec(builder)  # two words: soft and hard
+    at = builder.ptrtoint(limits, _I64)
+    out = cgutils.alloca_once_value(builder, _constant(0))
+    endless = ir.Constant(ir.IntType(1), 1)
+    for which in (RLIMIT_AS, RLIMIT_DATA):
+        _call(builder, "getrlimit", _I32, [_I32, _I64], [_constant(which), at])
+        soft = builder.load(_part(builder, limits, 0))
+        endless = builder.and_(endless, builder.icmp_signed("==", soft, _constant(-1)))
+    with builder.if_then(builder.not_(endless), likely=False):
+        given = [
+            _constant(0),
+            args[0],
+            _constant(PROT_BOTH),
+            _constant(MAP_PRIVATE_NORESERVE),
+            _constant(-1),
+            _constant(0),
+        ]
+        tried = _call(builder, "mmap", _I64, [_I64, _I64, _I32, _I32, _I32, _I64], given)
+        failed = builder.icmp_unsigned(">=", tried, _constant(-4095))
+        with builder.if_else(failed) as (no, yes):
+            with no:
+                builder.store(tried, out)
+            with yes:
+                _call(builder, "munmap", _I32, [_I64, _I64], [tried, args[0]])
+    return builder.load(out)
 
 
 def _emit_wake(count: int) -> Any:
@@ -271,6 +318,39 @@ def forget(address: int, length: int) -> int:
         ctypes.c_void_p(address), ctypes.c_size_t(length), PROT_NONE, MAP_NONE_FIXED, -1, ctypes.c_long(0)
     )
     return -ctypes.get_errno() if result == -1 else 0
+
+
+@native(_emit_renew)
+def renew(address: int, length: int) -> int:
+    """Replace a range by fresh memory, which reads as zero (mmap(2))."""
+    address, length = int(address), int(length)
+    result = _libc.mmap(
+        ctypes.c_void_p(address), ctypes.c_size_t(length), PROT_BOTH, MAP_NONE_FIXED, -1, ctypes.c_long(0)
+    )
+    return -ctypes.get_errno() if result == -1 else 0
+
+
+@native(_emit_is_several)
+def is_several(address: int, length: int) -> int:
+    """Tell whether a range, behind which something is mapped, is several mappings: why it cannot grow in place says so."""
+    result = _libc.mremap(
+        ctypes.c_void_p(int(address)), ctypes.c_size_t(int(length)), ctypes.c_size_t(int(length) + (1 << 12)), 0, None
+    )
+    return 1 if result == -1 and ctypes.get_errno() == errno.EFAULT else 0
+
+
+@native(_emit_may_move)
+def may_move(length: int) -> int:
+    """Tell whether a limit on address space or data (setrlimit(2)) leaves room for so much more, by trying; else -ENOMEM."""
+    endless = all(resource.getrlimit(which)[0] == resource.RLIM_INFINITY for which in (RLIMIT_AS, RLIMIT_DATA))
+    if endless:
+        return 0
+    size = ctypes.c_size_t(int(length))
+    tried = _libc.mmap(ctypes.c_void_p(0), size, PROT_BOTH, MAP_PRIVATE_NORESERVE, -1, ctypes.c_long(0))
+    if tried == -1:
+        return -ctypes.get_errno()
+    _libc.munmap(ctypes.c_void_p(tried), size)
+    return 0
 
 
 @native(_emit_wake(ALL_WAITERS))

@@ -10,10 +10,11 @@ from __future__ import annotations
 from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import ctz
 from realalloc.mm.buddy import list_remove
-from realalloc.mm.commit import drop_locked
+from realalloc.mm.commit import drop_locked, small_dirty
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
+    DECAY,
     H_CACHES,
     H_MAX_ORDER,
     H_NR_RECORDS,
@@ -25,9 +26,11 @@ from realalloc.mm.layout import (
     PSI_RECLAIMS,
     SHEAF_BLOCKS,
     SHEAF_OWNERS,
+    Y_SMALL,
     Z_FREE_PAGES,
     Z_FRONTIER_PFN,
     Z_START_PFN,
+    ZONE_NORMAL,
 )
 from realalloc.mm.pages import (
     count_resident,
@@ -99,7 +102,9 @@ def trim_span(words: Words, zone: int, pfn: int, out: Words) -> int:
         while pfn < stop and kind_of(words, pfn) == KIND_FREE:
             pfn += 1 << order_at(words, pfn)
         if pfn > begin:
+            before = small_dirty(words, begin, pfn)
             out[0] += drop_locked(words, begin, pfn - begin, 1)
+            words[DECAY + Y_SMALL] += (small_dirty(words, begin, pfn) - before) if zone == ZONE_NORMAL else 0
         else:  # the stretch may begin inside a block, whose pages are stepped over one by one
             pfn += pages_at(words, pfn)
     result = pfn if pfn < end else 0

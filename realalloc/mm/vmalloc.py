@@ -71,7 +71,7 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
 )
 from realalloc.mm.pages import clear_resident_locked, page_at, zero_range
-from realalloc.mm.prim import MADV_DONTNEED, forget, madvise, move_pages
+from realalloc.mm.prim import MADV_DONTNEED, forget, is_several, madvise, may_move, move_pages, renew
 from realalloc.mm.window import (
     area_at,
     area_granules,
@@ -94,19 +94,24 @@ LAZY_LOOKS = 64
 
 @kernel
 def move_range(words: Words, source: int, target: int, pages: int) -> int:
-    """Move page-table entries between offsets. A range that several mappings share is moved in halves."""
+    """Move page-table entries between offsets, a mapping at a time; -1 - pages that have moved if the system refuses.
+
+    A call over several mappings may fail half-way, and a call that fails may have unmapped its target: so a range is halved
+    before, until it is one mapping, no call is made that a limit on address space would refuse, and none is repeated.
+    """
+    if may_move(pages << PAGE_SHIFT) != OK:
+        return -1
     base = address_of(words)
     step = pages
     done = 0
     while done < pages:
         step = min(step, pages - done)
         offset = done << PAGE_SHIFT
-        status = move_pages(base + source + offset, base + target + offset, step << PAGE_SHIFT)
-        if status == OK:
+        if step > 1 and is_several(base + source + offset, step << PAGE_SHIFT) == 1:
+            step >>= 1
+        elif move_pages(base + source + offset, base + target + offset, step << PAGE_SHIFT) == OK:
             done += step
             step = pages - done
-        elif step > 1:
-            step >>= 1
         else:
             return -done - 1
     return OK
@@ -136,8 +141,11 @@ def unmap_chain(words: Words, pfn: int, source: int, mapped: int) -> None:
     done = 0
     while pfn != 0 and done < mapped:
         pages = min(1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
-        if move_range(words, source + (done << PAGE_SHIFT), pfn << PAGE_SHIFT, pages) != OK:
-            clear_resident_locked(words, pfn, pages)  # dropped with the window below: reads as zero again
+        status = move_range(words, source + (done << PAGE_SHIFT), pfn << PAGE_SHIFT, pages)
+        if status != OK:  # the rest is dropped with the window below: reads as zero again
+            back = -status - 1
+            renew(address_of(words) + ((pfn + back) << PAGE_SHIFT), (pages - back) << PAGE_SHIFT)
+            clear_resident_locked(words, pfn + back, pages - back)
         done += pages
         pfn = words[page_at(pfn) + PG_LINK]
 
@@ -225,16 +233,22 @@ def _undo_lazy(words: Words, granule: int, drop: int) -> int:
     return pages
 
 
+@kernel
+def is_lazy_old(words: Words) -> int:
+    """Tell whether the lazily kept area that was freed first has outstayed the decay time."""
+    granule = words[H_VM_LAZY] & LIST_PREV_MASK
+    if granule == 0 or words[DECAY + Y_NS] < 0:
+        return 0
+    age = words[DECAY + Y_EPOCHS] - words[area_at(words, granule) + V_STAMP]
+    return 1 if age >= DECAY_EPOCHS or words[DECAY + Y_NS] == 0 else 0
+
+
 @entry
 def purge_old_lazy_locked(words: Words) -> int:
     """Take the lazily kept area that was freed first apart, memory too, if its decay time is over; return its pages."""
-    granule = words[H_VM_LAZY] & LIST_PREV_MASK
-    if granule == 0:
+    if is_lazy_old(words) == 0:
         return 0
-    age = words[DECAY + Y_EPOCHS] - words[area_at(words, granule) + V_STAMP]
-    if words[DECAY + Y_NS] < 0 or (age < DECAY_EPOCHS and words[DECAY + Y_NS] != 0):
-        return 0
-    pages = _undo_lazy(words, granule, 1)
+    pages = _undo_lazy(words, words[H_VM_LAZY] & LIST_PREV_MASK, 1)
     words[DECAY + Y_PURGED] += pages
     return pages
 

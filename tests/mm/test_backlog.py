@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kernels import assert_pristine, free_blocks, octets
+from kernels import assert_pristine, free_blocks, is_committed, octets
 from support import PAGE, RawArena
 
 from realalloc.mm.backlog import INLINE_PAGES, SHARE_SHIFT, SHARES, surplus
@@ -45,9 +45,9 @@ def dirty(raw: RawArena, pages: int) -> None:
 
 
 def burst(raw: RawArena) -> int:
-    """Return the purgeable pages: small free blocks are taken for dirty ones."""
-    small = sum(1 << order for order, _ in free_blocks(raw) if order < MIN_RUN_ORDER)
-    return int(raw.words[H_COMMITTED_PAGES]) - small
+    """Return the dirty pages in free blocks that are large enough."""
+    large = [(pfn, 1 << order) for order, pfn in free_blocks(raw) if order >= MIN_RUN_ORDER]
+    return sum(is_committed(raw, pfn + k) for pfn, pages in large for k in range(pages))
 
 
 def later(raw: RawArena, epochs: float) -> int:

@@ -21,7 +21,16 @@ from kernels import (
 from support import JIT, MIB, PAGE, RawArena
 
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked
-from realalloc.mm.commit import DROP_PAGES, LOOKS, drop_locked, purge, purge_locked, purge_order_locked, set_limit
+from realalloc.mm.commit import (
+    DROP_PAGES,
+    LOOKS,
+    MIN_RUN_ORDER,
+    drop_locked,
+    purge,
+    purge_locked,
+    purge_order_locked,
+    set_limit,
+)
 from realalloc.mm.layout import (
     DECAY,
     ENOMEM,
@@ -33,7 +42,9 @@ from realalloc.mm.layout import (
     HUGE_AUTO,
     HUGE_PAGES,
     KIND_PAGES,
+    Y_CLEAN,
     Y_NS,
+    Y_SMALL,
     Z_END_PFN,
     Z_FRONTIER_PFN,
     Z_START_PFN,
@@ -58,6 +69,11 @@ def check(raw: RawArena) -> None:
     assert words[H_COMMITTED_PAGES] == sum(is_committed(raw, pfn) for pfn in range(start, end))
     assert words[H_COMMITTED_PAGES] - words[H_ALLOCATED_PAGES] == len(dirty_pages(raw))
     assert words[H_COMMITTED_PAGES] <= words[H_LIMIT_PAGES]
+    small = [pfn + k for order, pfn in free_blocks(raw) if order < MIN_RUN_ORDER for k in range(1 << order)]
+    assert words[DECAY + Y_SMALL] == sum(is_committed(raw, pfn) for pfn in small)
+    for order, pfn in free_blocks(raw):
+        if words[DECAY + Y_CLEAN] >> order & 1:
+            assert not any(is_committed(raw, pfn + k) for k in range(1 << order))
     frontier = zone_word(raw, 0, Z_FRONTIER_PFN)
     assert not any(is_committed(raw, pfn) for pfn in range(frontier, end))
 
@@ -308,3 +324,18 @@ def test_memory_that_the_system_keeps_stays_in_the_books(pages: int) -> None:
     libc.munlock(address, ctypes.c_size_t(pages * PAGE))
     assert set_limit(raw.words, ALL) == 0
     assert_pristine(raw)
+
+
+def test_at_the_limit_clean_blocks_are_looked_at_once() -> None:
+    raw = RawArena(16 * MIB, 4, limit=8 * MIB, sheaves=False)
+    blocks = [take(raw, 2) for _ in range(8 * MIB // PAGE // 4)]
+    for pfn in blocks[::2]:
+        free_block_locked(raw.words, pfn)
+    assert purge_locked(raw.words, ALL, 0, 1) > 0
+    assert purge_locked(raw.words, ALL, 0, 1) == 0
+    orders = {order for order, _ in free_blocks(raw)}
+    assert all(raw.words[DECAY + Y_CLEAN] >> order & 1 for order in orders)
+    check(raw)
+    free_block_locked(raw.words, blocks[1])
+    assert purge_locked(raw.words, ALL, 0, 1) == 4
+    check(raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kernels import assert_pristine, dirty_pages, octets, records
+from kernels import assert_pristine, dirty_pages, octets, records, trim
 from support import MIB, PAGE, RawArena
 
 from realalloc.mm.commit import DROP_PAGES, purge
@@ -22,6 +22,7 @@ from realalloc.mm.layout import (
     Y_PENDING,
     Y_PURGED,
     Y_SERVED,
+    Y_SMALL,
     Y_STUCK,
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
@@ -210,3 +211,31 @@ def test_dirty_pages_are_counted_as_they_lie_on_the_lists() -> None:
     it.burst(3, 7)
     assert len(dirty_pages(it.raw)) == it.committed - int(it.raw.words[H_ALLOCATED_PAGES])
     assert it.raw.words[DECAY + Y_NS] == DECAY_NS
+
+
+def test_clean_holes_hold_nothing_back() -> None:
+    """Small free blocks without memory once stood for dirty ones, and as many pages never went."""
+    it = Served(64 * MIB)
+    singles = []
+    while (pfn := int(alloc_pages(it.raw.words, 0, 0))) > 0:
+        singles.append(pfn)
+    singles.sort()
+    for pfn in singles[: len(singles) // 2 : 2]:
+        free_pages(it.raw.words, pfn, 0)
+    trim(it.raw)
+    used = it.committed
+    assert it.raw.words[DECAY + Y_SMALL] == 0
+    for pfn in singles[len(singles) // 2 :]:
+        octets(it.raw, pfn * PAGE, 8)[:] = 1
+        free_pages(it.raw.words, pfn, 0)
+    it.run(3 * DECAY_EPOCHS)
+    assert it.committed <= used - len(singles) // 2 + 64
+    it.raw.validate()
+
+
+def test_an_idle_arena_is_looked_at_seldom() -> None:
+    for decay_ns in (0, 10 * BRIEF_NS, DECAY_NS):
+        it = Served(decay_ns=decay_ns)
+        it.burst(2, 9)
+        it.run(40 * DECAY_EPOCHS)
+        assert it.tick() == IDLE_NS
