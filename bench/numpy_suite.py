@@ -1,4 +1,4 @@
-"""``python -m bench.numpy_suite [--part NAME]... [--keep EXPRESSION]``: NumPy's own tests with and without an arena.
+"""``python -m bench.numpy_suite [--part NAME]... [--keep EXPRESSION]``: tests of NumPy, SciPy, pandas with and without an arena.
 
 Each part runs twice, in a process of its own: as it is, and with ``realalloc.numpy.install``. Outcomes are compared test by
 test; it exits with 1 where one differs. The arena is validated at the end, and must have served arrays.
@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PARTS = ("_core", "lib", "ma", "linalg", "fft")
+PARTS = ("numpy._core", "numpy.lib", "numpy.ma", "numpy.linalg", "numpy.fft")
+OTHERS = ("scipy.fft", "scipy.ndimage", "pandas.tests.groupby", "pandas.tests.reshape")  # run when named
 ARENA = "8GiB"  # reserved, not used
 AVAILABLE = "1GB"  # some tests of numpy._core want up to 19 GB: they skip themselves, or the system ends the child
 
@@ -39,12 +40,13 @@ def child(part: str, keep: str, file: str, *, arena: bool) -> None:
     import realalloc as ra
     import realalloc.numpy
 
+    os.chdir(Path(file).parent)  # away from this project's own settings of pytest
     plugin = Outcomes()
     given = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", "ignore"]
     given += [
         "--continue-on-collection-errors",
         "--pyargs",
-        f"numpy.{part}",
+        part,
         "-m",
         "not slow",
         *(["-k", keep] if keep else []),
@@ -73,7 +75,7 @@ def run(part: str, keep: str, *, arena: bool) -> dict[str, Any]:
         )
         if done.returncode != 0:
             raise RuntimeError(
-                f"numpy.{part} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+                f"{part} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             )
         found: dict[str, Any] = json.loads(Path(file).read_text())
         return found
@@ -84,7 +86,7 @@ def compare(part: str, keep: str) -> bool:
     without, within = run(part, keep, arena=False), run(part, keep, arena=True)
     before, after = without["outcomes"], within["outcomes"]
     counts = {outcome: list(after.values()).count(outcome) for outcome in ("passed", "failed", "skipped")}
-    print(f"numpy.{part}: {len(after)} tests, {counts}, {within['served']} arrays from the arena", flush=True)
+    print(f"{part}: {len(after)} tests, {counts}, {within['served']} arrays from the arena", flush=True)
     different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     for name in different:
         print(f"    {name}: {before.get(name)} without, {after.get(name)} within")
@@ -94,7 +96,7 @@ def compare(part: str, keep: str) -> bool:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(prog="bench.numpy_suite")
-    parser.add_argument("--part", action="append", choices=PARTS, help="of NumPy; all of them without")
+    parser.add_argument("--part", action="append", choices=PARTS + OTHERS, help="all of NumPy's without")
     parser.add_argument("--keep", default="", help="run only tests that match this expression (pytest -k)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--arena", action="store_true", help=argparse.SUPPRESS)
