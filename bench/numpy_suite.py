@@ -1,4 +1,4 @@
-"""``python -m bench.numpy_suite [--part NAME]... [--keep EXPRESSION]``: tests of NumPy, SciPy, pandas with and without an arena.
+"""``python -m bench.numpy_suite [--part NAME]... [--keep EXPRESSION]``: tests of NumPy and others with and without an arena.
 
 Each part runs twice, in a process of its own: as it is, and with ``realalloc.numpy.install``. Outcomes are compared test by
 test; it exits with 1 where one differs. The arena is validated at the end, and must have served arrays.
@@ -74,9 +74,7 @@ def run(part: str, keep: str, *, arena: bool) -> dict[str, Any]:
             [*command, *(["--arena"] if arena else [])], env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise RuntimeError(
-                f"{part} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-            )
+            raise RuntimeError(f"{part} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         found: dict[str, Any] = json.loads(Path(file).read_text())
         return found
 
