@@ -25,7 +25,8 @@ from realalloc.gfp import (
 )
 
 if TYPE_CHECKING:
-    from realalloc.arena import Arena, Pages, default_arena
+    from realalloc.arena import Arena, default_arena
+    from realalloc.blocks import Pages
     from realalloc.budget import Budget, BudgetStats
     from realalloc.cache import KmemCache
     from realalloc.callpool import CallPool
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Arena": "realalloc.arena",
-    "Pages": "realalloc.arena",
+    "Pages": "realalloc.blocks",
     "default_arena": "realalloc.arena",
     "Budget": "realalloc.budget",
     "BudgetStats": "realalloc.budget",

@@ -22,31 +22,20 @@ import numpy as np
 
 from realalloc import views
 from realalloc.arrays import ArrayMethods
+from realalloc.blocks import ZERO_SIZE_OFFSET, BlockMethods
 from realalloc.budget import Blocks, Budget
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.footprint import FootprintMethods
-from realalloc.fragmentation import Fragmentation
-from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, gfp_names
 from realalloc.lease import (
     cfunctions,
     factory,
     forks,
-    live_exporter,
     make_context,
     pin,
-    release_handle,
-    set_length,
 )
 from realalloc.lease.blocks import (
-    VERB_CACHE,
-    VERB_KMALLOC,
-    VERB_MASK,
     VERB_NONE,
-    VERB_PAGES,
-    VERB_RUN,
-    VERB_VMALLOC,
-    whole_bytes,
 )
 from realalloc.lease.cfunctions import CFunctions
 from realalloc.lease.shelf import take_down_shelves
@@ -58,21 +47,19 @@ from realalloc.mm.buddy import reach, validate_buddy
 from realalloc.mm.budget import validate_budgets
 from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.jit import JIT
-from realalloc.mm.kmalloc import create_classes, ksize, validate_vmalloc
+from realalloc.mm.kmalloc import create_classes, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
-from realalloc.mm.reclaim import reclaim
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.progress import compile_progress
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
-from realalloc.sizes import as_bytes, as_decay_ns, as_gfp, as_int, format_bytes
-from realalloc.views import Stats
+from realalloc.sizes import as_bytes, as_decay_ns, as_int, format_bytes
+from realalloc.tables import TableMethods
 
 MIN_BYTES = 256 << 10
-ZERO_SIZE_OFFSET = 16  # the kernel's ZERO_SIZE_PTR: inside the header, never a block
 MAX_BYTES = 4 << 40
 DECAY_S = 10.0  # as jemalloc's dirty_decay_ms
 HUGE = {"auto": layout.HUGE_AUTO, True: layout.HUGE_ALWAYS, False: layout.HUGE_NEVER}
@@ -82,28 +69,6 @@ _held: list[Any] = []
 _default: list[Arena] = []
 _default_lock = threading.Lock()
 _closing = threading.RLock()  # the collector may close an arena while its thread closes another
-
-
-class Pages:
-    """A block of contiguous pages: ``pfn``, ``order`` (None for a run), ``offset``, ``address`` and its ``view``.
-
-    The view is the lease: the pages go back when it, and every view made from it, is gone.
-    """
-
-    __slots__ = ("address", "offset", "order", "pfn", "view")
-
-    def __init__(self, view: memoryview, order: int | None) -> None:
-        """Wrap a leased view of pages."""
-        exporter: Any = view.obj
-        self.view = view
-        self.order = order
-        self.offset: int = exporter.offset
-        self.pfn = self.offset >> layout.PAGE_SHIFT
-        self.address: int = exporter.base + self.offset
-
-    def __repr__(self) -> str:
-        """Say which pages."""
-        return f"<Pages pfn={self.pfn} order={self.order} address={self.address:#x}>"
 
 
 def _refuse_unsupported() -> None:
@@ -125,7 +90,7 @@ def _interpreter() -> int:
     return ctypes.pythonapi.PyInterpreterState_Get() or 0
 
 
-class Arena(ArrayMethods, FootprintMethods):
+class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
     """Memory reserved once and handed out as memoryviews. See DESIGN in ``docs/architecture.md``.
 
     ``size``: bytes, or text such as ``"1GiB"``; metadata included. Keyword-only:
@@ -336,231 +301,6 @@ class Arena(ArrayMethods, FootprintMethods):
         used = int(self._memory.words[layout.H_ALLOCATED_PAGES]) << layout.PAGE_SHIFT
         return f"<Arena {format_bytes(used)} of {format_bytes(self._size)} at {self._base:#x}>"
 
-    # -- taking and freeing ---------------------------------------------------------------------------------------------
-
-    def _take(self, what: str, verb: int, argument: int, gfp: int, length: int) -> memoryview:
-        """Allocate and lease in one step, or raise what the status means."""
-        words = self.words  # keeps the range mapped if another thread closes the arena now
-        budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
-        if budget is not None:
-            return self._take_charged(what, verb, argument, gfp, length, budget)
-        found = self._attempt(verb, argument, gfp, length)
-        if found is None and self._shrinkers:
-            found = self._shrinkers.relieve(words, lambda: self._attempt(verb, argument, gfp, length), gfp, length)
-        if found is not None:
-            return found
-        del words
-        self._check_open()
-        raise self._out_of_memory(what, gfp, length if self._is_contiguous(verb, length) else 0)
-
-    def _take_charged(self, what: str, verb: int, argument: int, gfp: int, length: int, budget: Budget) -> memoryview:
-        """The same, with a budget that pays."""
-        words = self.words
-        refused = False
-
-        def attempt() -> memoryview | None:
-            nonlocal refused
-            self._check_open()
-            tag = verb if verb == VERB_NONE else budget._tag(verb)
-            found = self._leases.attempt(self._base, verb, argument, gfp, length, tag)
-            refused = type(found) is not memoryview and found == layout.EDQUOT
-            return found if type(found) is memoryview else None
-
-        found = attempt()
-        whole = int(whole_bytes(words, verb, argument, gfp)) if found is None else length
-        if refused and gfp & GFP_DIRECT_RECLAIM and reclaim(words) > 0:
-            found = attempt()
-        if found is None and self._shrinkers and budget._could_fit(whole):
-            found = self._shrinkers.relieve(words, attempt, gfp, length)
-        if found is None:
-            self._check_open()
-            contiguous = length if self._is_contiguous(verb, length) else 0
-            raise self._out_of_memory(what, gfp, contiguous, budget._refusal(whole, sure=True) if refused else None)
-        if verb != VERB_NONE:
-            budget._slow_down(gfp, length)
-        return found
-
-    def _is_contiguous(self, verb: int, nbytes: int) -> bool:
-        whole = nbytes <= layout.PAGE_BYTES << int(self._memory.words[layout.H_MAX_ORDER])
-        return verb in (VERB_PAGES, VERB_RUN) or (verb == VERB_KMALLOC and whole)
-
-    def _attempt(self, verb: int, argument: int, gfp: int, length: int, tag: int = 0) -> memoryview | None:
-        self._check_open()
-        found = self._leases.attempt(self._base, verb, argument, gfp, length, tag or verb)
-        return found if type(found) is memoryview else None
-
-    def _pressed(self, kernel: Callable[[], int], nbytes: int, gfp: int = 0) -> int:
-        """Call a kernel that returns a status; while it says ENOMEM, shrinkers are asked, as for GFP_KERNEL."""
-        words = self.words
-        status = int(kernel())
-        if status == layout.ENOMEM and self._shrinkers:
-
-            def attempt() -> int | None:
-                self._check_open()
-                again = int(kernel())
-                return None if again == layout.ENOMEM else again
-
-            found = self._shrinkers.relieve(words, attempt, gfp | GFP_KERNEL, nbytes)
-            return status if found is None else found
-        return status
-
-    def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0, refusal: str | None = None) -> OutOfMemory:
-        why = refusal or views.shortage(self._memory.words, gfp, nbytes)
-        return OutOfMemory(f"{what}, {gfp_names(gfp)}: {why}")
-
-    def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:
-        """Return the exporter of a handle that may be freed by one of ``verbs``; InvalidFree otherwise."""
-        if isinstance(view, memoryview):
-            self._check_open()
-        return live_exporter(view, self._base, verbs, verb_name)
-
-    def _release(self, view: memoryview, verbs: tuple[int, ...], verb_name: str) -> None:
-        release_handle(view, self._live(view, verbs, verb_name), self._memory.words)
-
-    def _kmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        nbytes = as_int(size, "size")
-        flags = as_gfp(gfp)
-        if nbytes == 0:
-            return self._take("kmalloc(0)", VERB_NONE, ZERO_SIZE_OFFSET, flags, 0)
-        return self._take(f"kmalloc({nbytes})", VERB_KMALLOC, nbytes, flags, nbytes)
-
-    def kzalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate ``size`` bytes that read as zero."""
-        return self._kmalloc(size, as_gfp(gfp) | GFP_ZERO)
-
-    def kcalloc(self, n: int, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate ``n * size`` bytes that read as zero; a product that overflows is OutOfMemory, as in the kernel."""
-        count, each = as_int(n, "n"), as_int(size, "size")
-        if count * each >= 1 << 63:
-            raise self._out_of_memory(f"kcalloc({count}, {each}) overflows", as_gfp(gfp))
-        return self._kmalloc(count * each, as_gfp(gfp) | GFP_ZERO)
-
-    def kfree(self, buf: memoryview | None) -> None:
-        """Free a buffer of the kmalloc family, of :meth:`vmalloc` or of a cache; None is ignored.
-
-        The handle is released; the block returns when its last other view is gone. InvalidFree if it is not a live
-        buffer of this arena; BufferError, with nothing changed, while a consumer holds an export of this very view.
-        """
-        if buf is not None:
-            self._release(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC, VERB_CACHE), "kfree")
-
-    kvfree = kfree
-
-    def ksize(self, buf: memoryview) -> int:
-        """Return the usable bytes of the block behind a live buffer, 0 for a zero-size one."""
-        verbs = (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC, VERB_CACHE, VERB_PAGES, VERB_RUN)
-        exporter = self._live(buf, verbs, "ksize")
-        return 0 if exporter.tag & VERB_MASK == VERB_NONE else int(ksize(self._memory.words, exporter.offset))
-
-    def krealloc(self, buf: memoryview | None, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Return a buffer of ``size`` bytes that begins with the old contents; the old handle is dead.
-
-        The same block if ``size`` fits it, else a new one and ``min(old, new)`` bytes copied. On failure the old buffer
-        is untouched. None allocates; size 0 frees and returns a zero-size buffer. InvalidFree where a shrinker freed it.
-        """
-        nbytes, flags = as_int(size, "size"), as_gfp(gfp)
-        if buf is None:
-            return self._kmalloc(nbytes, flags)
-        exporter = self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC), "krealloc")
-        old = exporter.length
-        if 0 < nbytes <= self.ksize(buf):
-            set_length(exporter, nbytes)
-            fresh = memoryview(exporter)
-            try:
-                buf.release()
-            except BufferError:
-                fresh.release()
-                set_length(exporter, old)
-                raise
-            if flags & GFP_ZERO and nbytes > old:
-                fresh[old:] = bytes(nbytes - old)
-            return fresh
-        del exporter  # or a shrinker that frees the buffer would free nothing
-        fresh = self._kmalloc(nbytes, flags)
-        copied = min(old, nbytes)
-        try:
-            self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC), "krealloc: a shrinker freed the buffer")
-            fresh[:copied] = buf[:copied]
-            self.kfree(buf)
-        except BaseException:
-            fresh.release()
-            raise
-        return fresh
-
-    def kfree_sensitive(self, buf: memoryview | None) -> None:
-        """Zero a buffer, then free it."""
-        if buf is not None:
-            self._live(buf, (VERB_NONE, VERB_KMALLOC, VERB_VMALLOC, VERB_CACHE), "kfree_sensitive")
-            buf[:] = bytes(buf.nbytes)
-            self.kfree(buf)
-
-    def vmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate whole pages, contiguous in addresses only, with a guard page behind; ``size`` > 0."""
-        nbytes = as_int(size, "size", 1)
-        return self._take(f"vmalloc({nbytes})", VERB_VMALLOC, nbytes, as_gfp(gfp), nbytes)
-
-    def vzalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate like :meth:`vmalloc`, reading as zero."""
-        return self.vmalloc(size, as_gfp(gfp) | GFP_ZERO)
-
-    def vfree(self, buf: memoryview | None) -> None:
-        """Free a buffer of :meth:`vmalloc`; None is ignored."""
-        if buf is not None:
-            self._release(buf, (VERB_VMALLOC,), "vfree")
-
-    def kvmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
-        """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page.
-
-        Shrinkers are not asked for a contiguous block above a page (kernel: kmalloc_gfp_adjust).
-        """
-        nbytes, flags = as_int(size, "size"), as_gfp(gfp)
-        if nbytes <= layout.PAGE_BYTES:
-            return self._kmalloc(nbytes, flags)
-        _words = self.words  # keeps the range mapped if another thread closes the arena now
-        budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
-        tag = VERB_KMALLOC if budget is None else budget._tag(VERB_KMALLOC)
-        found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes, tag)
-        if found is None:
-            return self.vmalloc(nbytes, flags)
-        if budget is not None:
-            budget._slow_down(flags, nbytes)
-        return found
-
-    # -- pages ------------------------------------------------------------------------------------------------------------
-
-    def alloc_pages(self, order: int, gfp: int = GFP_KERNEL) -> Pages:
-        """Allocate ``1 << order`` contiguous pages, aligned to their size; ValueError above ``max_order``."""
-        self._check_open()
-        k = as_int(order, "order", 0, int(self._memory.words[layout.H_MAX_ORDER]))
-        nbytes = layout.PAGE_BYTES << k
-        return Pages(self._take(f"alloc_pages(order={k})", VERB_PAGES, k, as_gfp(gfp), nbytes), k)
-
-    def alloc_pages_exact(self, size: int, gfp: int = GFP_KERNEL) -> Pages:
-        """Allocate contiguous pages for ``size`` bytes, any number of them, also beyond the largest block."""
-        nbytes = as_int(size, "size", 1)
-        what = f"alloc_pages_exact({nbytes})"
-        if nbytes > self._size:  # rounded up to pages it might not fit into a word
-            self._check_open()
-            raise self._out_of_memory(what, as_gfp(gfp))
-        pages = -(-nbytes // layout.PAGE_BYTES)
-        return Pages(self._take(what, VERB_RUN, pages, as_gfp(gfp), pages * layout.PAGE_BYTES), None)
-
-    def alloc_pages_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[Pages]:
-        """Allocate up to ``n`` single pages: as many as there are, as in the kernel."""
-        made: list[Pages] = []
-        for _ in range(as_int(n, "n")):
-            try:
-                made.append(self.alloc_pages(0, gfp))
-            except OutOfMemory:
-                break
-        return made
-
-    def free_pages(self, pages: Pages) -> None:
-        """Free pages; the view is released. InvalidFree if they were freed before."""
-        if not isinstance(pages, Pages):
-            raise TypeError(f"free_pages takes Pages, not {type(pages).__name__}")
-        self._release(pages.view, (VERB_PAGES, VERB_RUN), "free_pages")
-
     # -- caches and pools ---------------------------------------------------------------------------------------------------
 
     def kmem_cache(
@@ -603,43 +343,7 @@ class Arena(ArrayMethods, FootprintMethods):
         self._check_open()
         return Budget(self, name, limit, high, parent)
 
-    # -- looking and giving back ----------------------------------------------------------------------------------------------
-
-    def stats(self) -> Stats:
-        """Return a cheap immutable record of where the memory is."""
-        return views.stats(self.words, self._size)
-
-    def buddyinfo(self) -> str:
-        """Free blocks by order, as ``/proc/buddyinfo``."""
-        return views.buddyinfo(self.words)
-
-    def pagetypeinfo(self) -> str:
-        """Free blocks by migrate type, as ``/proc/pagetypeinfo``."""
-        return views.pagetypeinfo(self.words)
-
-    def extfrag_index(self) -> str:
-        """Why requests of each order would fail, as ``/sys/kernel/debug/extfrag/extfrag_index``; see docs/fragmentation.md."""
-        return views.extfrag_index(self.words)
-
-    def unusable_index(self) -> str:
-        """Share of free pages of no use to each order, as ``/sys/kernel/debug/extfrag/unusable_index``."""
-        return views.unusable_index(self.words)
-
-    def fragmentation(self) -> Fragmentation:
-        """Survey free blocks, the largest requests that can be served, waste in slabs. Walks every block, with the lock."""
-        return views.report_fragmentation(self.words)
-
-    def slabinfo(self) -> str:
-        """Caches, as ``/proc/slabinfo`` version 2.1."""
-        return views.slabinfo(self.words)
-
-    def vmallocinfo(self) -> str:
-        """Areas, as ``/proc/vmallocinfo``."""
-        return views.vmallocinfo(self.words)
-
-    def meminfo(self) -> str:
-        """Totals, as ``/proc/meminfo``."""
-        return views.meminfo(self.words)
+    # -- pressure and truth ----------------------------------------------------------------------------------------
 
     def register_shrinker(
         self,
