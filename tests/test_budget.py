@@ -674,13 +674,19 @@ with low:  # compile
 held.append(cache.alloc())
 held.clear()
 top.stats()
-def ring(*_): raise KeyboardInterrupt
+def ring(*_):
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, ring)
 end = time.monotonic() + 1.5
-rings = 0
-while time.monotonic() < end:
+armed, rings = False, 0
+def once():  # in a function: a loop's jump back may lie outside the try around it
+    global armed, rings
     held = []
     try:
+        armed = True
         stop = time.monotonic() + 0.1
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-4, 1e-3))
         while time.monotonic() < stop:
@@ -691,8 +697,12 @@ while time.monotonic() < end:
                 held.append(cache.alloc())
                 if len(held) > 20: held.clear()
                 top.budget("temporary")
+        armed = False
     except KeyboardInterrupt:
         rings += 1
+    armed = False
+while time.monotonic() < end:
+    once()
     budget._innermost.set(None)  # a signal may come between __enter__ and the block
 held.clear()
 cache.destroy()

@@ -40,7 +40,8 @@ T_THREAD: Final = 4  # pthread_t of kswapd, 0 while it does not run (kswapd.py)
 T_STOP: Final = 5  # 1: it is to end; what it sleeps on
 T_GUARD: Final = 6  # 1 while it is started or stopped
 T_AGAIN: Final = 7  # 1: it was stopped for a fork
-TABLE_WORDS: Final = 8
+T_FUNCTION: Final = 8  # address of its machine code
+TABLE_WORDS: Final = 10
 FIRST_SLOTS: Final = 64
 
 _SYMBOL = "realalloc_forks"

@@ -12,6 +12,8 @@ Invariant: T_THREAD is 0 or the one thread that runs; it is written under T_GUAR
 from __future__ import annotations
 
 import atexit
+import ctypes
+import functools
 import os
 from typing import Any
 
@@ -20,6 +22,7 @@ from numba import types
 from realalloc.lease.capi import immortal, words_at
 from realalloc.lease.forks import (
     T_AGAIN,
+    T_FUNCTION,
     T_GUARD,
     T_LENGTH,
     T_STOP,
@@ -119,6 +122,14 @@ def stop_thread(words: Words, again: int) -> int:
     return running
 
 
+def restart(_argument: int) -> int:
+    """Start kswapd again after a fork: what the interpreter is asked to call as soon as it can."""
+    table = words_at(table_address())
+    if table[T_FUNCTION] != 0:
+        start_thread(table, table[T_FUNCTION], 1)
+    return 0
+
+
 class _Process:
     """What this process knows of its kswapd."""
 
@@ -134,7 +145,12 @@ def start() -> bool:
         made: Any = (decay_tick, start_thread, stop_thread, take_table, release_table)
         for callee in made:
             callee.compile()
+        again = ctypes.c_void_p(immortal(c_function(restart, types.int32(types.int64))).address)
+        # CPython 3.13 counts the parent's threads after the hooks of a fork. So this hook runs no bytecode, after which pending
+        # calls would be made, and being registered this late it is most likely the last: kswapd starts when fork() is over.
+        os.register_at_fork(after_in_parent=functools.partial(ctypes.pythonapi.Py_AddPendingCall, again, None))
         _Process.function = int(immortal(c_function(kswapd, types.int64(types.int64))).address)
+        table[T_FUNCTION] = _Process.function
     return start_thread(table, _Process.function, 0) != 0
 
 
@@ -153,15 +169,16 @@ def _before_fork() -> None:
         stop_thread(table, 1)
 
 
-def _after_fork() -> None:
+def _after_fork_in_child() -> None:
     if _Process.function != 0 and not _Process.is_over:
         start_thread(table, _Process.function, 1)
 
 
 def _at_exit() -> None:
     _Process.is_over = True
+    table[T_FUNCTION] = 0
     stop()
 
 
 atexit.register(_at_exit)
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -123,7 +123,7 @@ def count_resident(words: Words, pfn: int, end: int) -> int:
     total = 0
     while pfn < end:
         count = min(64 - (pfn & 63), end - pfn)
-        total += popcount(words[words[H_RESMAP] + (pfn >> 6)] & low_mask(count) << (pfn & 63))
+        total += popcount(words[words[H_RESMAP] + (pfn >> 6)] >> (pfn & 63) & low_mask(count))
         pfn += count
     return total
 
