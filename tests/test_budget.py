@@ -682,21 +682,21 @@ def ring(*_):
 signal.signal(signal.SIGALRM, ring)
 end = time.monotonic() + 1.5
 armed, rings = False, 0
-def once():  # in a function: a loop's jump back may lie outside the try around it
+def spend(held, stop):  # a function of its own: a loop's jump back may lie outside the try around it
+    while time.monotonic() < stop:
+        with low:
+            held.append(arena.kmalloc(draw.randrange(1, 5000)))
+            with top:
+                held.append(arena.vmalloc(5000))
+            held.append(cache.alloc())
+            if len(held) > 20: held.clear()
+            top.budget("temporary")
+def once():
     global armed, rings
-    held = []
     try:
         armed = True
-        stop = time.monotonic() + 0.1
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-4, 1e-3))
-        while time.monotonic() < stop:
-            with low:
-                held.append(arena.kmalloc(draw.randrange(1, 5000)))
-                with top:
-                    held.append(arena.vmalloc(5000))
-                held.append(cache.alloc())
-                if len(held) > 20: held.clear()
-                top.budget("temporary")
+        spend([], time.monotonic() + 0.1)
         armed = False
     except KeyboardInterrupt:
         rings += 1

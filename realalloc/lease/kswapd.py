@@ -146,8 +146,8 @@ def start() -> bool:
         for callee in made:
             callee.compile()
         again = ctypes.c_void_p(immortal(c_function(restart, types.int32(types.int64))).address)
-        # CPython 3.13 counts the parent's threads after the hooks of a fork. So this hook runs no bytecode, after which pending
-        # calls would be made, and being registered this late it is most likely the last: kswapd starts when fork() is over.
+        # CPython 3.13 counts the parent's threads after the hooks of a fork. So this hook runs no bytecode, after which
+        # pending calls would be made, and registered this late it is most likely the last: kswapd starts when fork() is over.
         os.register_at_fork(after_in_parent=functools.partial(ctypes.pythonapi.Py_AddPendingCall, again, None))
         _Process.function = int(immortal(c_function(kswapd, types.int64(types.int64))).address)
         table[T_FUNCTION] = _Process.function
