@@ -8,7 +8,7 @@ which compares the ends of epochs, gives them back).
 
 Where kswapd serves an arena, it alone calls what is here, without the arena lock but for purging. Elsewhere who frees pages
 does, with the lock, each time INLINE_PAGES were freed: an arena in which nothing happens then keeps what it has.
-Invariant: after an epoch the backlog's sum is the purgeable pages; Y_STUCK lie in huge units that are partly in use.
+Invariant: after an epoch the backlog's sum is the purgeable pages; Y_STUCK are those that no purge could take.
 Y_LOW is written without order by who allocates and by kswapd: a mark that is lost makes pages older than they are.
 """
 

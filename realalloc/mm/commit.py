@@ -6,6 +6,8 @@ whole, and only who asks for it (``split``) takes a part of it away: its huge pa
 
 Invariant: H_COMMITTED_PAGES = set resident bits <= H_LIMIT_PAGES, and every allocated page is committed, so that
     dirty pages = H_COMMITTED_PAGES - H_ALLOCATED_PAGES - free pages of zone DMA, whose pages always hold memory.
+Invariant: Y_SMALL = dirty pages in listed blocks below MIN_RUN_ORDER; a set bit k of Y_CLEAN: no listed block of order k has
+    memory that the system would take. Both are hints for speed: neither admits a page.
 May not: call anything of the buddy's; it walks its lists, and changes the order of the blocks in them alone.
 """
 

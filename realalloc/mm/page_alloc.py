@@ -1,7 +1,8 @@
 """The verbs of the page allocator: blocks, runs of any length, single pages in bulk.
 
 A run of ``n`` contiguous pages up to the largest block is cut from one (kernel: alloc_pages_exact); a longer one is made of
-adjacent free blocks of the largest order, found from the zone's start, the frontier included (alloc_contig_pages).
+adjacent free blocks of the largest order, found from the zone's start, the frontier included (alloc_contig_pages). Where
+neither is to be had, any adjacent free blocks serve.
 Guarantees: ENOMEM takes nothing; sheaves, lazy areas and empty slabs are reclaimed once before it is said.
 """
 
