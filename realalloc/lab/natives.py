@@ -83,22 +83,23 @@ def find_natives(only: str = "") -> tuple[list[Native], list[str]]:
     return found, missing
 
 
+# The plain twins keep the GIL (PYFUNCTYPE): without it each call waits 5 ms, a switch interval, beside a thread that spins.
 @native(emit_call(_I64))
 def call_alloc(address: int, nbytes: int) -> int:
     """Call ``void *f(size_t)`` by its address; pointers travel as int64."""
     word = ctypes.c_int64
-    return int(ctypes.CFUNCTYPE(word, word)(int(address))(int(nbytes)))
+    return int(ctypes.PYFUNCTYPE(word, word)(int(address))(int(nbytes)))
 
 
 @native(emit_call(_I64))
 def call_realloc(address: int, block: int, nbytes: int) -> int:
     """Call ``void *f(void *, size_t)`` by its address."""
     word = ctypes.c_int64
-    return int(ctypes.CFUNCTYPE(word, word, word)(int(address))(int(block), int(nbytes)))
+    return int(ctypes.PYFUNCTYPE(word, word, word)(int(address))(int(block), int(nbytes)))
 
 
 @native(emit_call(ir.VoidType()))
 def call_free(address: int, block: int) -> int:
     """Call ``void f(void *)`` by its address; the result, 0, is only there to be ignored."""
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(int(address))(int(block))
+    ctypes.PYFUNCTYPE(None, ctypes.c_int64)(int(address))(int(block))
     return 0
