@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from realalloc.mempool import MemPool
     from realalloc.objectpool import ObjectPool
     from realalloc.pressure import Pressure, PressureTrigger
+    from realalloc.records import CacheStats, PoolStats, Residency, Stats
     from realalloc.shrinker import SHRINK_EMPTY, SHRINK_STOP, Shrinker, ShrinkerStats
-    from realalloc.views import CacheStats, PoolStats, Residency, Stats
 
 __version__ = "0.1.0"
 
@@ -58,10 +58,10 @@ _LAZY = {
     "SHRINK_STOP": "realalloc.shrinker",
     "Shrinker": "realalloc.shrinker",
     "ShrinkerStats": "realalloc.shrinker",
-    "CacheStats": "realalloc.views",
-    "PoolStats": "realalloc.views",
-    "Residency": "realalloc.views",
-    "Stats": "realalloc.views",
+    "CacheStats": "realalloc.records",
+    "PoolStats": "realalloc.records",
+    "Residency": "realalloc.records",
+    "Stats": "realalloc.records",
 }
 
 __all__ = [

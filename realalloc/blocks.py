@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from realalloc import views
+from realalloc import zones
 from realalloc.budget import Blocks, Budget
 from realalloc.errors import OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, gfp_names
@@ -146,7 +146,7 @@ class BlockMethods:
         return status
 
     def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0, refusal: str | None = None) -> OutOfMemory:
-        why = refusal or views.shortage(self._memory.words, gfp, nbytes)
+        why = refusal or zones.shortage(self._memory.words, gfp, nbytes)
         return OutOfMemory(f"{what}, {gfp_names(gfp)}: {why}")
 
     def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:

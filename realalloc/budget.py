@@ -42,6 +42,7 @@ from realalloc.mm.budget import (
 from realalloc.mm.charge import attach
 from realalloc.mm.jit import Words
 from realalloc.mm.reclaim import reclaim
+from realalloc.records import Record
 from realalloc.sizes import as_bytes, format_bytes
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ LONGEST_SLEEP_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetStats(views.Record):
+class BudgetStats(Record):
     """One budget, in bytes unless named otherwise. ``used``: charged here and below; the four kinds are its own alone."""
 
     name: str

@@ -28,8 +28,8 @@ from realalloc.mm.kmem_cache import (
     validate_cache,
 )
 from realalloc.mm.reclaim import reclaim
+from realalloc.records import CacheStats
 from realalloc.sizes import as_alignment, as_gfp, as_int
-from realalloc.views import CacheStats
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena

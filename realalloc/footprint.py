@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from realalloc import pressure, views
+from realalloc import pressure, views, zones
 from realalloc.lease import kswapd
 from realalloc.mm import layout
 from realalloc.mm.commit import purge, set_limit
@@ -18,8 +18,8 @@ from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.hollow import VECTOR_WORDS, hollow
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.pressure import Pressure, PressureTrigger
+from realalloc.records import Residency
 from realalloc.sizes import as_bytes, as_decay_ns, format_bytes
-from realalloc.views import Residency
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
@@ -89,7 +89,7 @@ class FootprintMethods:
         kept = as_bytes(keep, "keep") >> layout.PAGE_SHIFT
         reclaim(words)
         if kept:
-            purge(words, max(0, views.dirty_pages(words) - kept), 0, 1)
+            purge(words, max(0, zones.dirty_pages(words) - kept), 0, 1)
         else:
             dropped = np.zeros(1, np.int64)
             pfn = 0

@@ -40,8 +40,8 @@ from realalloc.mm.jit import JIT
 from realalloc.mm.mempool import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_serve
 from realalloc.objectpool import ObjectPool
+from realalloc.records import PoolStats
 from realalloc.sizes import as_gfp, as_int
-from realalloc.views import PoolStats
 from realalloc.waiting import WaitingPool
 from realalloc.wakers import Waker
 

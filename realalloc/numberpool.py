@@ -16,8 +16,8 @@ from realalloc.errors import OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
 from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize
+from realalloc.records import PoolStats
 from realalloc.sizes import as_int
-from realalloc.views import PoolStats
 from realalloc.waiting import WaitingPool
 
 if TYPE_CHECKING:

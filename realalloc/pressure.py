@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from realalloc.mm import layout
 from realalloc.mm.jit import Words
 from realalloc.mm.pressure import AVERAGE_SHIFT, add_trigger, remove_trigger, update_pressure
-from realalloc.views import Record
+from realalloc.records import Record
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena

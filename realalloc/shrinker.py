@@ -29,8 +29,9 @@ from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_NORETRY
 from realalloc.mm import layout
 from realalloc.mm.jit import Words
 from realalloc.mm.pressure import account_stall
+from realalloc.records import Record
 from realalloc.sizes import as_int
-from realalloc.views import Record, zone_pages
+from realalloc.zones import zone_pages
 
 T = TypeVar("T")
 

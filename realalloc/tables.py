@@ -1,12 +1,12 @@
-"""What an arena tells of itself for Python: a record, and text in the kernel's columns (see :mod:`realalloc.views`)."""
+"""What an arena tells of itself for Python: records, and text in the kernel's columns (:mod:`realalloc.procfs`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from realalloc import views
+from realalloc import procfs, views
 from realalloc.fragmentation import Fragmentation
-from realalloc.views import Stats
+from realalloc.records import Stats
 
 
 class TableMethods:
@@ -25,19 +25,19 @@ class TableMethods:
 
     def buddyinfo(self) -> str:
         """Free blocks by order, as ``/proc/buddyinfo``."""
-        return views.buddyinfo(self.words)
+        return procfs.buddyinfo(self.words)
 
     def pagetypeinfo(self) -> str:
         """Free blocks by migrate type, as ``/proc/pagetypeinfo``."""
-        return views.pagetypeinfo(self.words)
+        return procfs.pagetypeinfo(self.words)
 
     def extfrag_index(self) -> str:
         """Why requests of each order would fail, as ``/sys/kernel/debug/extfrag/extfrag_index``; see docs/fragmentation.md."""
-        return views.extfrag_index(self.words)
+        return procfs.extfrag_index(self.words)
 
     def unusable_index(self) -> str:
         """Share of free pages of no use to each order, as ``/sys/kernel/debug/extfrag/unusable_index``."""
-        return views.unusable_index(self.words)
+        return procfs.unusable_index(self.words)
 
     def fragmentation(self) -> Fragmentation:
         """Survey free blocks, the largest requests that can be served, waste in slabs. Walks every block, with the lock."""
@@ -45,12 +45,12 @@ class TableMethods:
 
     def slabinfo(self) -> str:
         """Caches, as ``/proc/slabinfo`` version 2.1."""
-        return views.slabinfo(self.words)
+        return procfs.slabinfo(self.words)
 
     def vmallocinfo(self) -> str:
         """Areas, as ``/proc/vmallocinfo``."""
-        return views.vmallocinfo(self.words)
+        return procfs.vmallocinfo(self.words)
 
     def meminfo(self) -> str:
         """Totals, as ``/proc/meminfo``."""
-        return views.meminfo(self.words)
+        return procfs.meminfo(self.words)

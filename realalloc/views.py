@@ -1,4 +1,4 @@
-"""Looking at an arena: immutable records, and text in the kernel's columns so that tools which parse /proc parse ours.
+"""Looking at an arena: its words as the records of :mod:`realalloc.records`.
 
 Reads words without the lock: each number is right, numbers of one snapshot may be a few operations apart.
 """
@@ -6,125 +6,31 @@ Reads words without the lock: each number is right, numbers of one snapshot may 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from realalloc import fragmentation
-from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
 from realalloc.mm.residency import RES_COMMITTED, RES_METADATA, RES_PAGES, RES_STRAY, RES_WINDOW, RESIDENCY_WORDS
 from realalloc.mm.residency import residency as look_at_pages
 from realalloc.mm.sheaf import cached_objects
-from realalloc.sizes import as_int, format_bytes
+from realalloc.records import CacheStats, PoolStats, Residency, Stats
+from realalloc.sizes import as_int
+from realalloc.zones import (
+    PAGE,
+    ZONE_NAMES,
+    dirty_pages,
+    free_blocks,
+    kept_blocks,
+    largest_free,
+    limit_pages,
+    live_blocks,
+    zone_free_pages,
+    zone_words,
+)
 
-ZONE_NAMES = ("Normal", "DMA")
-ORDERS_SHOWN = 11
-PAGE = at.PAGE_BYTES
 INTERNAL = ("freemap", "sheaf")  # caches whose objects are metadata
-
-
-class Record:
-    """Shared by the records: ``as_dict``."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record as a plain dict."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class Stats(Record):
-    """Where an arena's memory is, in bytes unless named otherwise."""
-
-    size: int
-    limit: int  # bytes of pages that may hold memory at one time
-    metadata: int  # header, tables and memmap, reserved
-    committed: int  # pages that may hold memory, metadata not counted
-    peak_committed: int
-    allocated: int  # pages in slabs, blocks and areas
-    peak_allocated: int
-    free: int
-    largest_free: int  # largest block that one request for pages could get now
-    unusable_index: (
-        int  # thousandths of the ordinary zone's free pages that are in no block of 2 MiB (or the largest order)
-    )
-    slab: int
-    slab_used: int  # objects in use
-    vmalloc: int
-    vmalloc_lazy: int  # freed areas that are kept mapped
-    cached: int  # freed objects and blocks that threads keep for themselves
-    empty_slabs: int  # slabs without objects, kept
-    free_resident: int  # free pages that may hold memory:  committed = allocated + free_resident
-    decayed: int  # went back to the system by decay so far
-    live_objects: int
-    live_blocks: int  # page blocks and large kmalloc
-    live_areas: int
-    leases: int  # blocks that Python holds
-    lingering: int  # of them, those whose handle was freed while other views live
-    page_allocs: int
-    page_frees: int
-
-
-@dataclass(frozen=True, slots=True)
-class Residency(Record):
-    """What the system says is resident, in bytes, beside the books: pages + window + untouched = committed + stray."""
-
-    metadata: int
-    pages: int  # of the zones
-    window: int  # of vmalloc's areas
-    committed: int  # may be resident, by the books
-    untouched: int  # committed, but not resident: nobody has written there
-    stray: int  # resident where the books have nothing: 0, unless somebody wrote into freed memory
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStats(Record):
-    """Objects and slabs of one cache."""
-
-    name: str
-    object_bytes: int
-    stride_bytes: int
-    align_bytes: int
-    order: int
-    objects_per_slab: int
-    active_objects: int
-    total_objects: int
-    slabs: int
-    partial_slabs: int
-    empty_slabs: int
-    allocs: int
-    frees: int
-    slab_allocs: int
-    slab_frees: int
-    order_fallbacks: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats(Record):
-    """Where a pool's elements came from and went to."""
-
-    min_nr: int
-    curr_nr: int
-    element_bytes: int
-    outstanding: int
-    waiters: int
-    gets_reserve: int
-    gets_alloc: int
-    puts_reserve: int
-    puts_free: int
-    failures: int
-    low: int  # fewest elements the reserve held since it was made or resized
-    gets_wait: int  # of gets_reserve, those that waited
-    refills: int  # elements that the backing allocator gave to the reserve, the first ones included
-    peak_waiters: int
-    injected_failures: int
-    wait_p50_ns: int  # of requests that waited and were served, within a fifth
-    wait_p99_ns: int
-    wait_max_ns: int
-    stall_some: float  # share of the pool's life in which at least one request waited
-    stall_full: float  # in which no fewer requests waited than elements were out
 
 
 def caches(words: Words) -> list[int]:
@@ -254,44 +160,6 @@ def set_failing(words: Words, p: int, probability: float, interval: int, times: 
     words[p + at.P_FAIL_TIMES] = left if probability else 0
 
 
-def _zone(words: Words, zone: int) -> list[int]:
-    start = at.ZONES + zone * at.ZONE_WORDS
-    return [int(value) for value in words[start : start + at.ZONE_WORDS]]
-
-
-def zone_free_pages(words: Words, zone: int) -> int:
-    """Count pages of a zone that can be had: listed, and behind the frontier, as many as the limit admits."""
-    z = _zone(words, zone)
-    free = z[at.Z_FREE_PAGES] + z[at.Z_END_PFN] - z[at.Z_FRONTIER_PFN]
-    return free if zone == at.ZONE_DMA else max(0, min(free, limit_pages(words) - used_pages(words)))
-
-
-def zone_pages(words: Words, zone: int) -> int:
-    """Count the pages of a zone that may hold memory at one time."""
-    z = _zone(words, zone)
-    pages = z[at.Z_END_PFN] - z[at.Z_START_PFN]
-    return pages if zone == at.ZONE_DMA else min(pages, limit_pages(words))
-
-
-def limit_pages(words: Words) -> int:
-    """Return how many pages of the normal zone may hold memory."""
-    return int(words[at.H_LIMIT_PAGES]) - _locked_pages(words)
-
-
-def _locked_pages(words: Words) -> int:
-    return int(words[at.ZONES + at.Z_START_PFN]) - int(words[at.H_META_PAGES])
-
-
-def used_pages(words: Words) -> int:
-    """Return how many pages of the normal zone are allocated."""
-    return int(words[at.H_ALLOCATED_PAGES]) - _locked_pages(words) + _zone(words, at.ZONE_DMA)[at.Z_FREE_PAGES]
-
-
-def dirty_pages(words: Words) -> int:
-    """Return how many free pages of the normal zone may hold memory."""
-    return max(0, int(words[at.H_COMMITTED_PAGES]) - _locked_pages(words) - used_pages(words))
-
-
 def residency(words: Words) -> Residency:
     """Ask the system about every page that was ever reached."""
     out = np.zeros(RESIDENCY_WORDS, np.int64)
@@ -299,49 +167,6 @@ def residency(words: Words) -> Residency:
     named = (RES_METADATA, RES_PAGES, RES_WINDOW, RES_COMMITTED, RES_STRAY)
     metadata, pages, window, committed, stray = (int(out[word]) * PAGE for word in named)
     return Residency(metadata, pages, window, committed, committed + stray - pages - window, stray)
-
-
-def _free_before(words: Words, start: int, pfn: int, max_order: int) -> int:
-    """Return the order of the free block that ends at a pfn which is no end of a largest block, -1 if there is none."""
-    for order in range(min(max_order, (pfn & -pfn).bit_length())):
-        begin = pfn - (1 << order)
-        info = int(words[at.MEMMAP + begin * at.PAGE_STRUCT_WORDS + at.PG_INFO]) if begin >= start else 0
-        wanted = at.KIND_FREE | order << at.ORDER_SHIFT
-        if pfn & ((1 << max_order) - 1) and info & (at.KIND_MASK | at.ORDER_MASK << at.ORDER_SHIFT) == wanted:
-            return order
-    return -1
-
-
-def free_blocks(words: Words, zone: int) -> list[int]:
-    """Count free blocks by order; pages behind the frontier count as the blocks they will become."""
-    z = _zone(words, zone)
-    orders = int(words[at.H_MAX_ORDER]) + 1
-    counts = z[at.Z_COUNTS : at.Z_COUNTS + orders]
-    pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_END_PFN]
-    while pfn < limit and (order := _free_before(words, z[at.Z_START_PFN], pfn, orders - 1)) >= 0:
-        counts[order] -= 1  # it will merge with pages that are not reached yet
-        pfn -= 1 << order
-    while pfn < limit:
-        order = min(orders - 1, (pfn & -pfn).bit_length() - 1, (limit - pfn).bit_length() - 1)
-        many = (limit - pfn) >> order if order == orders - 1 else 1
-        counts[order] += many
-        pfn += many << order
-    return counts
-
-
-def largest_free(words: Words, zone: int) -> int:
-    """Return the bytes of the largest block that can be had now, from lists and frontier, under the limit."""
-    return fragmentation.largest_block(free_blocks(words, zone), zone_free_pages(words, zone)) * PAGE
-
-
-def kept_blocks(words: Words) -> list[int]:
-    """Count the page blocks that threads keep, by order."""
-    return [int(cached_objects(words, at.SHEAF_BLOCKS + order)) for order in range(at.SHEAF_BLOCK_ORDERS)]
-
-
-def live_blocks(words: Words) -> int:
-    """Count page blocks that users have: not those that threads keep."""
-    return int(words[at.H_BLOCKS]) - sum(kept_blocks(words))
 
 
 def stats(words: Words, size: int) -> Stats:
@@ -374,8 +199,8 @@ def stats(words: Words, size: int) -> Stats:
         live_areas=int(words[at.H_VM_AREAS]),
         leases=int(words[at.H_LEASES]),
         lingering=int(words[at.H_LINGERING]),
-        page_allocs=sum(_zone(words, zone)[at.Z_ALLOCS] for zone in zones),
-        page_frees=sum(_zone(words, zone)[at.Z_FREES] for zone in zones),
+        page_allocs=sum(zone_words(words, zone)[at.Z_ALLOCS] for zone in zones),
+        page_frees=sum(zone_words(words, zone)[at.Z_FREES] for zone in zones),
     )
 
 
@@ -388,46 +213,6 @@ def report_fragmentation(words: Words) -> fragmentation.Fragmentation:
     return fragmentation.fragmentation(words, ZONE_NAMES, {c: cache_name(words, c) for c in caches(words)})
 
 
-def _index_lines(words: Words, which: int) -> str:
-    lines = []
-    for zone in range(int(words[at.H_NR_ZONES]) - 1, -1, -1):
-        every = fragmentation.indices(free_blocks(words, zone))[which]
-        columns = "".join(f"{fragmentation.thousandths(index)} " for index in every)
-        lines.append(f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {columns}\n")
-    return "".join(lines)
-
-
-def extfrag_index(words: Words) -> str:
-    """Say why requests of each order fail, a line a zone, as /sys/kernel/debug/extfrag/extfrag_index."""
-    return _index_lines(words, 0)
-
-
-def unusable_index(words: Words) -> str:
-    """Share of free pages of no use to each order, a line a zone, as /sys/kernel/debug/extfrag/unusable_index."""
-    return _index_lines(words, 1)
-
-
-def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
-    """Say what is free, and which knob to turn: the second half of an OutOfMemory. ``nbytes``: contiguous bytes wanted."""
-    zone = at.ZONE_DMA if gfp & GFP_DMA else at.ZONE_NORMAL
-    if zone >= words[at.H_NR_ZONES]:
-        return "this arena has no locked zone; make it with Arena(..., lock=bytes)"
-    z = _zone(words, zone)
-    free = zone_free_pages(words, zone) * PAGE
-    most = zone_pages(words, zone) * PAGE
-    if zone == at.ZONE_DMA:
-        knob = "raise lock="
-    else:
-        bound = limit_pages(words) < z[at.Z_END_PFN] - z[at.Z_START_PFN]
-        knob = "raise limit= or set_limit()" if bound else "raise the arena's size"
-    held = int(words[at.H_LEASES])
-    return (
-        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}"
-        f"{fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ''}, largest block "
-        f"{format_bytes(largest_free(words, zone))}, {held} buffers leased to Python; free some, or {knob}"
-    )
-
-
 def leases_report(words: Words) -> str:
     """Say what is out when an arena is closed."""
     every = [cache_stats(words, c) for c in caches(words)]
@@ -437,85 +222,3 @@ def leases_report(words: Words) -> str:
     if words[at.H_VM_AREAS]:
         parts.append(f"vmalloc areas: {int(words[at.H_VM_AREAS])}")
     return ", ".join(parts) or "zero-size buffers"
-
-
-def buddyinfo(words: Words) -> str:
-    """Free blocks by order, a line a zone, as /proc/buddyinfo; as many columns as the arena has orders, at least 11."""
-    lines = []
-    for zone in range(int(words[at.H_NR_ZONES]) - 1, -1, -1):
-        counts = free_blocks(words, zone)
-        counts += [0] * (ORDERS_SHOWN - len(counts))
-        lines.append(f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} " + "".join(f"{count:6d} " for count in counts) + "\n")
-    return "".join(lines)
-
-
-def pagetypeinfo(words: Words) -> str:
-    """Free blocks by migrate type, as /proc/pagetypeinfo. Every page here is Unmovable: nothing can be migrated."""
-    block_order = min(at.HUGE_ORDER, int(words[at.H_MAX_ORDER]))
-    orders = max(ORDERS_SHOWN, int(words[at.H_MAX_ORDER]) + 1)
-    text = f"Page block order: {block_order}\nPages per block:  {1 << block_order}\n\n"
-    text += f"{'Free pages count per migrate type at order':<43} " + "".join(f"{k:6d} " for k in range(orders)) + "\n"
-    rows = range(int(words[at.H_NR_ZONES]) - 1, -1, -1)
-    for zone in rows:
-        counts = free_blocks(words, zone)
-        counts += [0] * (orders - len(counts))
-        text += f"Node {0:4d}, zone {ZONE_NAMES[zone]:>8}, type {'Unmovable':>12} "
-        text += "".join(f"{'>' if count >= 100000 else ''}{min(count, 100000):6d} " for count in counts) + "\n"
-    text += f"\n{'Number of blocks type ':<23}{'Unmovable':>12} \n"
-    for zone in rows:
-        z = _zone(words, zone)
-        blocks = -(-(z[at.Z_END_PFN] - z[at.Z_START_PFN]) >> block_order)
-        text += f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {max(1, -blocks if blocks < 0 else blocks):12d} \n"
-    return text
-
-
-def slabinfo(words: Words) -> str:
-    """Caches, as /proc/slabinfo version 2.1."""
-    text = "slabinfo - version: 2.1\n"
-    text += "# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab>"
-    text += " : tunables <limit> <batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>\n"
-    for c in caches(words):
-        s = cache_stats(words, c)
-        text += f"{s.name:<17} {s.active_objects:6d} {s.total_objects:6d} {s.stride_bytes:6d} "
-        text += f"{s.objects_per_slab:4d} {1 << s.order:4d} : tunables {0:4d} {0:4d} {0:4d} : slabdata "
-        text += f"{s.slabs - s.empty_slabs:6d} {s.slabs:6d} {0:6d}\n"
-    return text
-
-
-def vmallocinfo(words: Words) -> str:
-    """Areas with their guard pages, as /proc/vmallocinfo; addresses are offsets in the arena."""
-    text = ""
-    granule = 1
-    while granule < words[at.H_VM_FRONTIER]:
-        area = int(words[at.H_VMAP]) + granule * at.AREA_WORDS
-        kind = int(words[area + at.V_INFO]) & at.AREA_KIND_MASK
-        if kind in (at.AREA_LIVE, at.AREA_LAZY):
-            pages = int(words[area + at.V_PAGES])
-            start = int(words[at.H_VM_START_BYTES]) + (granule << at.GRANULE_SHIFT)
-            nbytes = (pages + 1) * PAGE
-            what = f"realalloc pages={pages} vmalloc N0={pages}" if kind == at.AREA_LIVE else "unpurged vm_area"
-            text += f"0x{start:016x}-0x{start + nbytes:016x} {nbytes:7d} {what}\n"
-        granule += int(words[area + at.V_INFO]) >> at.AREA_GRANULES_SHIFT
-    return text
-
-
-def meminfo(words: Words) -> str:
-    """Totals, as /proc/meminfo."""
-    s = stats(words, int(words[at.H_END_PFN]) * PAGE)
-    managed = s.size - s.metadata
-    empty = sum(c.empty_slabs << c.order for c in (cache_stats(words, c) for c in caches(words))) * PAGE
-    rows = {
-        "MemTotal": managed,
-        "MemFree": s.free,
-        "MemAvailable": s.free + s.vmalloc_lazy + empty,
-        "Mlocked": (int(words[at.ZONES + at.ZONE_WORDS + at.Z_END_PFN]) - s.metadata // PAGE) * PAGE,
-        "Slab": s.slab,
-        "SReclaimable": empty,
-        "SUnreclaim": s.slab - empty,
-        "CommitLimit": s.limit,
-        "Committed_AS": s.committed,
-        "VmallocTotal": int(words[at.H_VM_GRANULES]) << at.GRANULE_SHIFT,
-        "VmallocUsed": s.vmalloc,
-        "VmallocChunk": 0,
-    }
-    return "".join(f"{name + ':':<16}{value // 1024:8d} kB\n" for name, value in rows.items())

@@ -7,13 +7,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import tests/support.py under --import-mode=importlib
 
 import zygote
-from support import MIB, RawArena
+from support import MIB, PAGE, RawArena
 
 import realalloc as ra
 
@@ -63,3 +64,25 @@ def arena() -> Iterator[ra.Arena]:
         stats = made.stats()
         assert (stats.leases, stats.lingering, stats.live_objects, stats.live_areas) == (0, 0, 0, 0)
         assert (stats.live_blocks, stats.allocated, stats.committed) == (0, 0, 0)
+
+
+@pytest.fixture(params=["one zone", "two zones", "tall", "limited"])
+def busy(request: Any) -> Iterator[ra.Arena]:
+    """Arenas of different shapes with something of everything in use."""
+    shapes: dict[str, dict[str, Any]] = {
+        "one zone": {}, "two zones": {"lock": MIB}, "tall": {"max_order": 13}, "limited": {"limit": 12 * MIB}
+    }  # fmt: skip
+    with ra.Arena(16 * MIB + 5 * PAGE, **shapes[request.param]) as arena:
+        cache = arena.kmem_cache("a_rather_long_name_of_a_cache", 700)
+        flags = ra.GFP_KERNEL | (ra.GFP_DMA if request.param == "two zones" else 0)
+        held: list[Any] = [arena.kmalloc(size) for size in (8, 96, 5000, 70_000, 3, 9000)]
+        held += [arena.alloc_pages(3), arena.alloc_pages(0, flags), arena.kmalloc(200, flags), arena.vmalloc(3 * PAGE)]
+        held += cache.alloc_bulk(30)
+        arena.vfree(arena.vmalloc(17 * PAGE))
+        arena.kfree(arena.kmalloc(8192))
+        arena.free_pages(arena.alloc_pages(2))
+        del held[12:20]
+        yield arena
+        arena.validate()
+        held.clear()
+        cache.destroy()

@@ -24,7 +24,7 @@ from realalloc.sizes import as_int
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
-    from realalloc.views import PoolStats
+    from realalloc.records import PoolStats
 
 ALIGN_BYTES = 64  # a cache line, as SKB_DATA_ALIGN
 

@@ -10,7 +10,7 @@ import pytest
 from checks import some
 from support import MIB, PAGE, RawArena
 
-from realalloc import views
+from realalloc import zones
 from realalloc.mm import fragment
 from realalloc.mm.fragment import F_BLOCKS, F_EXTFRAG, F_FREE_PAGES, F_RUN_PAGES, F_UNUSABLE, F_WORDS, O_CACHES, O_ZONES
 from realalloc.mm.kmalloc import kfree, vmalloc
@@ -88,7 +88,7 @@ def compare(raw: RawArena, zone: int, free: set[int], max_order: int) -> None:
     model = Model(free, zone_word(raw, zone, Z_START_PFN), zone_word(raw, zone, Z_END_PFN), max_order)
     orders = range(max_order + 1)
     assert row[F_BLOCKS : F_BLOCKS + max_order + 1] == model.blocks()
-    assert views.free_blocks(raw.words, zone) == model.blocks()
+    assert zones.free_blocks(raw.words, zone) == model.blocks()
     assert row[F_EXTFRAG : F_EXTFRAG + max_order + 1] == [model.extfrag(order) for order in orders]
     assert row[F_UNUSABLE : F_UNUSABLE + max_order + 1] == [model.unusable(order) for order in orders]
     assert (row[F_FREE_PAGES], row[F_RUN_PAGES]) == (len(free), model.run())

@@ -1,0 +1,119 @@
+"""Free and used pages of an arena's zones, counted for people: under the limit, frontier included.
+
+Reads words without the lock: each number is right, numbers of one look may be a few operations apart.
+"""
+
+from __future__ import annotations
+
+from realalloc import fragmentation
+from realalloc.gfp import GFP_DMA
+from realalloc.mm import layout as at
+from realalloc.mm.jit import Words
+from realalloc.mm.sheaf import cached_objects
+from realalloc.sizes import format_bytes
+
+ZONE_NAMES = ("Normal", "DMA")
+PAGE = at.PAGE_BYTES
+
+
+def zone_words(words: Words, zone: int) -> list[int]:
+    """Copy a zone's descriptor."""
+    start = at.ZONES + zone * at.ZONE_WORDS
+    return [int(value) for value in words[start : start + at.ZONE_WORDS]]
+
+
+def zone_free_pages(words: Words, zone: int) -> int:
+    """Count pages of a zone that can be had: listed, and behind the frontier, as many as the limit admits."""
+    z = zone_words(words, zone)
+    free = z[at.Z_FREE_PAGES] + z[at.Z_END_PFN] - z[at.Z_FRONTIER_PFN]
+    return free if zone == at.ZONE_DMA else max(0, min(free, limit_pages(words) - used_pages(words)))
+
+
+def zone_pages(words: Words, zone: int) -> int:
+    """Count the pages of a zone that may hold memory at one time."""
+    z = zone_words(words, zone)
+    pages = z[at.Z_END_PFN] - z[at.Z_START_PFN]
+    return pages if zone == at.ZONE_DMA else min(pages, limit_pages(words))
+
+
+def limit_pages(words: Words) -> int:
+    """Return how many pages of the normal zone may hold memory."""
+    return int(words[at.H_LIMIT_PAGES]) - _locked_pages(words)
+
+
+def _locked_pages(words: Words) -> int:
+    return int(words[at.ZONES + at.Z_START_PFN]) - int(words[at.H_META_PAGES])
+
+
+def used_pages(words: Words) -> int:
+    """Return how many pages of the normal zone are allocated."""
+    return int(words[at.H_ALLOCATED_PAGES]) - _locked_pages(words) + zone_words(words, at.ZONE_DMA)[at.Z_FREE_PAGES]
+
+
+def dirty_pages(words: Words) -> int:
+    """Return how many free pages of the normal zone may hold memory."""
+    return max(0, int(words[at.H_COMMITTED_PAGES]) - _locked_pages(words) - used_pages(words))
+
+
+def _free_before(words: Words, start: int, pfn: int, max_order: int) -> int:
+    """Return the order of the free block that ends at a pfn which is no end of a largest block, -1 if there is none."""
+    for order in range(min(max_order, (pfn & -pfn).bit_length())):
+        begin = pfn - (1 << order)
+        info = int(words[at.MEMMAP + begin * at.PAGE_STRUCT_WORDS + at.PG_INFO]) if begin >= start else 0
+        wanted = at.KIND_FREE | order << at.ORDER_SHIFT
+        if pfn & ((1 << max_order) - 1) and info & (at.KIND_MASK | at.ORDER_MASK << at.ORDER_SHIFT) == wanted:
+            return order
+    return -1
+
+
+def free_blocks(words: Words, zone: int) -> list[int]:
+    """Count free blocks by order; pages behind the frontier count as the blocks they will become."""
+    z = zone_words(words, zone)
+    orders = int(words[at.H_MAX_ORDER]) + 1
+    counts = z[at.Z_COUNTS : at.Z_COUNTS + orders]
+    pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_END_PFN]
+    while pfn < limit and (order := _free_before(words, z[at.Z_START_PFN], pfn, orders - 1)) >= 0:
+        counts[order] -= 1  # it will merge with pages that are not reached yet
+        pfn -= 1 << order
+    while pfn < limit:
+        order = min(orders - 1, (pfn & -pfn).bit_length() - 1, (limit - pfn).bit_length() - 1)
+        many = (limit - pfn) >> order if order == orders - 1 else 1
+        counts[order] += many
+        pfn += many << order
+    return counts
+
+
+def largest_free(words: Words, zone: int) -> int:
+    """Return the bytes of the largest block that can be had now, from lists and frontier, under the limit."""
+    return fragmentation.largest_block(free_blocks(words, zone), zone_free_pages(words, zone)) * PAGE
+
+
+def kept_blocks(words: Words) -> list[int]:
+    """Count the page blocks that threads keep, by order."""
+    return [int(cached_objects(words, at.SHEAF_BLOCKS + order)) for order in range(at.SHEAF_BLOCK_ORDERS)]
+
+
+def live_blocks(words: Words) -> int:
+    """Count page blocks that users have: not those that threads keep."""
+    return int(words[at.H_BLOCKS]) - sum(kept_blocks(words))
+
+
+def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
+    """Say what is free, and which knob to turn: the second half of an OutOfMemory. ``nbytes``: contiguous bytes wanted."""
+    zone = at.ZONE_DMA if gfp & GFP_DMA else at.ZONE_NORMAL
+    if zone >= words[at.H_NR_ZONES]:
+        return "this arena has no locked zone; make it with Arena(..., lock=bytes)"
+    z = zone_words(words, zone)
+    free = zone_free_pages(words, zone) * PAGE
+    most = zone_pages(words, zone) * PAGE
+    if zone == at.ZONE_DMA:
+        knob = "raise lock="
+    else:
+        bound = limit_pages(words) < z[at.Z_END_PFN] - z[at.Z_START_PFN]
+        knob = "raise limit= or set_limit()" if bound else "raise the arena's size"
+    held = int(words[at.H_LEASES])
+    return (
+        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}"
+        f"{fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ''}, largest block "
+        f"{format_bytes(largest_free(words, zone))}, {held} buffers leased to Python; free some, or {knob}"
+    )
