@@ -101,6 +101,8 @@ class Twin:
         pfn = int(alloc_pages(self.raw.words, self.order, 0))
         assert pfn > 0
         assert pfn % (1 << self.order) == 0
+        if not self.main and len(self.spare) > 1:  # of one block there is nothing to exchange
+            self.main, self.spare = self.spare, []
         if self.main or self.spare:
             assert pfn == (self.main or self.spare).pop()
         elif batch_of(self.raw.plan.end_pfn, self.order) > 1:
