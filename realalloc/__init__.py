@@ -27,7 +27,8 @@ from realalloc.gfp import (
 if TYPE_CHECKING:
     from realalloc.arena import Arena, default_arena
     from realalloc.blocks import Pages
-    from realalloc.budget import Budget, BudgetStats
+    from realalloc.budget import Budget
+    from realalloc.budget_stats import BudgetStats
     from realalloc.cache import KmemCache
     from realalloc.callpool import CallPool
     from realalloc.fragmentation import CacheWaste, Fragmentation, ZoneFragmentation
@@ -44,7 +45,7 @@ _LAZY = {
     "Pages": "realalloc.blocks",
     "default_arena": "realalloc.arena",
     "Budget": "realalloc.budget",
-    "BudgetStats": "realalloc.budget",
+    "BudgetStats": "realalloc.budget_stats",
     "CallPool": "realalloc.callpool",
     "CacheWaste": "realalloc.fragmentation",
     "Fragmentation": "realalloc.fragmentation",

@@ -23,7 +23,7 @@ import numpy as np
 from realalloc import views
 from realalloc.arrays import ArrayMethods
 from realalloc.blocks import ZERO_SIZE_OFFSET, BlockMethods
-from realalloc.budget import Blocks, Budget
+from realalloc.budget import Budget
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
 from realalloc.footprint import FootprintMethods
@@ -54,6 +54,7 @@ from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
+from realalloc.payers import Blocks
 from realalloc.progress import compile_progress
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_decay_ns, as_int, format_bytes

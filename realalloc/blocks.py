@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from realalloc import zones
-from realalloc.budget import Blocks, Budget
+from realalloc.budget import Budget
 from realalloc.errors import OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, gfp_names
 from realalloc.lease import (
@@ -32,6 +32,7 @@ from realalloc.memory import Memory
 from realalloc.mm import layout
 from realalloc.mm.kmalloc import ksize
 from realalloc.mm.reclaim import reclaim
+from realalloc.payers import Blocks
 from realalloc.shrinker import Shrinkers
 from realalloc.sizes import as_gfp, as_int
 

@@ -1,29 +1,22 @@
 """Budgets: how much of an arena a part of a program may hold, in a tree (kernel: memory cgroups, memory.max and memory.high).
 
 ``with budget:`` charges what the block allocates; caches, pools and arrays are charged to the budget that they were given. Use
-counts in the parents too; the root of the tree is the arena's own ``limit``. Which budget a block belongs to is a context
-variable: each thread and each asyncio task has its own, and a task begins with its maker's.
+counts in the parents too; the root of the tree is the arena's own ``limit``. Which budget pays for a block is in
+:mod:`realalloc.payers`, what budgets say of themselves in :mod:`realalloc.budget_stats`.
 
-``arena.kmalloc`` is machine code behind a gate that is shut while any block of this arena's budgets is open in any context;
-it then takes the slow path, which looks.
 Invariant: what kmalloc, vmalloc and pages give in a block of budget *b* has *b* in its lease's tag, and its usable bytes (of
 an area: the whole pages asked for) are in B_BYTES of *b* until the lease dies.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-import weakref
-from contextvars import ContextVar
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from realalloc import views
+from realalloc.budget_stats import BudgetStats, largest_holders, read_budget, scratch
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_NORETRY
 from realalloc.lease import tag_of
 from realalloc.mm import layout
@@ -31,159 +24,26 @@ from realalloc.mm.budget import (
     OVERAGE_SHIFT,
     budget_bound,
     budget_close,
-    budget_copy,
     budget_create,
-    budget_drop,
     budget_overage,
     budget_refuser,
     budget_throttled,
-    slab_bytes,
 )
 from realalloc.mm.charge import attach
-from realalloc.mm.jit import Words
 from realalloc.mm.reclaim import reclaim
-from realalloc.records import Record
 from realalloc.sizes import as_bytes, format_bytes
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
 
-FEW_BLOCKS: Final = 64
-NAMED_HOLDERS: Final = 4  # how many of the largest holders an OutOfMemory names
 BATCH_BYTES: Final = 64 << layout.PAGE_SHIFT  # kernel: MEMCG_CHARGE_BATCH
 PENALTY: Final = 64.0  # seconds for a batch at twice the high mark (kernel: MEMCG_DELAY_SCALING_SHIFT)
 SHORTEST_SLEEP_S: Final = 1e-3  # what is due is saved up to that
 LONGEST_SLEEP_S: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetStats(Record):
-    """One budget, in bytes unless named otherwise. ``used``: charged here and below; the four kinds are its own alone."""
-
-    name: str
-    path: str
-    used: int
-    peak: int
-    limit: int | None
-    high: int | None
-    failures: int  # charges that it refused, for itself and for those below
-    throttled: int  # sleeps of those who allocated above ``high``
-    buffers: int  # count of leases of kmalloc, vmalloc and pages
-    buffer_bytes: int
-    slabs: int  # count of slabs of caches
-    slab_bytes: int
-    elements: int  # count of elements of pools, those in reserve included
-    element_bytes: int
-    arrays: int  # count of NumPy's blocks
-    array_bytes: int
-    closed: bool
-    children: tuple[BudgetStats, ...]
-
-
-class _Entered:
-    """An open block: which budget, and the block around it. It lives as long as a context that it is open in."""
-
-    __slots__ = ("__weakref__", "budget", "outer")
-
-    def __init__(self, budget: Budget, outer: _Entered | None) -> None:
-        self.budget = budget
-        self.outer = outer
-
-
-_innermost: ContextVar[_Entered | None] = ContextVar("realalloc_budget_blocks", default=None)
-_registries: weakref.WeakSet[Blocks] = weakref.WeakSet()
-
-
-class Blocks:
-    """The open blocks of one arena's budgets, and the gate of its ``kmalloc``: shut while there are any.
-
-    ``gate`` is the base of the arena while it is open and no block is, else 0. Copied from the arena's own gate in one step of
-    the interpreter: whoever closes the arena meanwhile finds it shut for good.
-    """
-
-    def __init__(self, source: Any, gate: Any) -> None:
-        """Begin with no block. ``source`` is the arena's gate, ``gate`` that of kmalloc; both are arrays of one word."""
-        self._source = source
-        self._gate = gate
-        # References without callbacks: in those, and in a __del__, the handler of a Ctrl-C would raise into nowhere.
-        self._open: dict[weakref.ref[_Entered], None] = {}
-        self._room = FEW_BLOCKS
-        self.has_high = False  # whether a budget of this arena ever had a high mark
-        self._handles: dict[weakref.ref[Budget], Any] = {}
-        self._turn = threading.RLock()
-        _registries.add(self)
-
-    def enter(self, budget: Budget) -> None:
-        """Open a block in this context."""
-        entered = _Entered(budget, _innermost.get())
-        with self._turn:
-            if len(self._open) >= self._room:  # most are of contexts that are gone
-                self._open = {reference: None for reference in list(self._open) if reference() is not None}
-                self._room = max(FEW_BLOCKS, 2 * len(self._open))
-            self._open[weakref.ref(entered)] = None
-            self._gate[0] = 0
-        _innermost.set(entered)
-
-    def _any_open(self) -> bool:
-        """Tell whether a block is open in any context, and forget those that are not."""
-        while self._open:
-            reference = next(iter(self._open))
-            if reference() is not None:
-                return True
-            self._open.pop(reference, None)
-        return False
-
-    def current(self) -> Budget | None:
-        """Return the budget of this context's innermost block of this arena; opens the gate again where no block is left."""
-        entered = _innermost.get()
-        while entered is not None:
-            if entered.budget._blocks is self:
-                return entered.budget
-            entered = entered.outer
-        if self._gate[0] == 0:
-            self.reopen()
-        return None
-
-    def reopen(self) -> None:
-        """Open the gate, if the arena is open and no block is."""
-        with self._turn:
-            if not self._any_open():
-                memoryview(self._gate).cast("B")[:] = memoryview(self._source).cast("B")  # one step, read and write
-            if self._any_open():  # a finalizer or signal handler came between
-                self._gate[0] = 0
-
-    def keep(self, budget: Budget, handle: Any) -> None:
-        """Note the handle of a budget that is being made, and let go of those of budgets that are no more."""
-        self.sweep(budget._arena.words)
-        self._handles[weakref.ref(budget)] = handle
-
-    def sweep(self, words: Words) -> None:
-        """Close budgets that nobody can charge any more. Interrupted, it is done the next time."""
-        for reference in list(self._handles):
-            handle = self._handles.get(reference)
-            if reference() is None and handle is not None:
-                budget_drop(words, handle)
-                self._handles.pop(reference, None)
-
-    def after_fork(self) -> None:
-        """In a child: what other threads held is free."""
-        self._turn = threading.RLock()
-
-
-def _after_fork_in_child() -> None:
-    for registry in list(_registries):
-        registry.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
 def _bound(value: int | str | None, what: str) -> int:
     return layout.NO_LIMIT if value is None else as_bytes(value, what)
-
-
-def _unbound(value: Any) -> int | None:
-    return None if value == layout.NO_LIMIT else int(value)
 
 
 def _encoded(name: Any) -> bytes:
@@ -194,72 +54,6 @@ def _encoded(name: Any) -> bytes:
         most = layout.BUDGET_NAME_BYTES
         raise ValueError(f"a budget needs a name of 1 to {most} bytes without spaces and slashes, not {name!r}")
     return raw
-
-
-def _name_at(words: Words, b: int) -> str:
-    return bytes(words[b + layout.B_NAME : b + layout.BUDGET_WORDS].tobytes()).rstrip(b"\0").decode()
-
-
-def _path_at(words: Words, b: int) -> str:
-    names = []
-    while b != 0:
-        names.append(_name_at(words, b))
-        b = int(words[b + layout.B_PARENT])
-    return "/".join(reversed(names))
-
-
-def _children(words: Words, b: int) -> list[int]:
-    found = []
-    child = int(words[layout.H_BUDGETS])
-    while child != 0:
-        if words[child + layout.B_PARENT] == b:
-            found.append(child)
-        child = int(words[child + layout.B_NEXT])
-    return found[::-1]
-
-
-def _scratch(count: int) -> Words:
-    """Make words outside of every arena, also where NumPy allocates from one."""
-    return np.frombuffer(bytearray(count * layout.WORD_BYTES), np.int64)
-
-
-def _read(words: Words, b: int) -> BudgetStats:
-    d = _scratch(layout.BUDGET_WORDS)
-    budget_copy(words, b, d)
-    counts, sizes = d[layout.B_COUNTS :], d[layout.B_BYTES :]
-    return BudgetStats(
-        name=_name_at(words, b),
-        path=_path_at(words, b),
-        used=int(d[layout.B_USED]),
-        peak=int(d[layout.B_PEAK]),
-        limit=_unbound(d[layout.B_LIMIT]),
-        high=_unbound(d[layout.B_HIGH]),
-        failures=int(d[layout.B_FAILURES]),
-        throttled=int(d[layout.B_THROTTLES]),
-        buffers=int(counts[layout.CHARGE_BUFFERS]),
-        buffer_bytes=int(sizes[layout.CHARGE_BUFFERS]),
-        slabs=int(counts[layout.CHARGE_SLABS]),
-        slab_bytes=int(sizes[layout.CHARGE_SLABS]),
-        elements=int(counts[layout.CHARGE_ELEMENTS]),
-        element_bytes=int(sizes[layout.CHARGE_ELEMENTS]),
-        arrays=int(counts[layout.CHARGE_ARRAYS]),
-        array_bytes=int(sizes[layout.CHARGE_ARRAYS]),
-        closed=bool(d[layout.B_STATE] != layout.BUDGET_OPEN),
-        children=tuple(_read(words, child) for child in _children(words, b)),
-    )
-
-
-def _holders(words: Words, b: int) -> str:
-    """Name the largest holders of a budget: budgets below it, caches, and what is left of its own by kind."""
-    own = _read(words, b)
-    held = [(child.used, f"budget {child.path!r}") for child in own.children]
-    paid = [c for c in views.caches(words) if words[c + layout.C_BUDGET] == b]
-    held += [(int(slab_bytes(words, c)), f"cache {views.cache_name(words, c)!r}") for c in paid]
-    held.append((own.buffer_bytes, f"{own.buffers} buffers"))
-    held.append((own.element_bytes, f"{own.elements} elements of pools"))
-    held.append((own.array_bytes, f"{own.arrays} arrays"))
-    largest = sorted((pair for pair in held if pair[0]), reverse=True)[:NAMED_HOLDERS]
-    return ", ".join(f"{what}: {format_bytes(nbytes)}" for nbytes, what in largest) or "nobody"
 
 
 def check_budget(arena: Arena, budget: Any) -> None:
@@ -286,7 +80,7 @@ class Budget:
         self, arena: Arena, name: str, limit: int | str | None, high: int | str | None, parent: Budget | None
     ) -> None:
         """Make it; see :meth:`realalloc.Arena.budget`."""
-        self._handle = _scratch(1 + layout.BUDGET_WORDS - layout.B_NAME)
+        self._handle = scratch(1 + layout.BUDGET_WORDS - layout.B_NAME)
         raw = _encoded(name)
         if parent is not None and not isinstance(parent, Budget):
             raise TypeError(f"parent must be a Budget, not {type(parent).__name__}")
@@ -358,12 +152,7 @@ class Budget:
         """Charge as before; RuntimeError if another block was entered since and not left, unless a Ctrl-C may have kept it
         from being left.
         """
-        top = _innermost.get()
-        while error is not None and top is not None and top.budget is not self:
-            top = top.outer
-        if top is None or top.budget is not self:
-            raise RuntimeError(f"this is not the innermost block of a budget that was entered here: {self.path!r}")
-        _innermost.set(top.outer)
+        self._blocks.leave(self, error)
 
     # -- bounds ----------------------------------------------------------------------------------------------------------
 
@@ -412,13 +201,13 @@ class Budget:
         b = int(budget_refuser(words, self._at, nbytes))
         if b == 0:
             return f"budget {self.path!r}, or one above it, was full a moment ago; try again" if sure else None
-        s = _read(words, b)
+        s = read_budget(words, b)
         if s.closed:
             return f"budget {s.path!r} is closed and takes no charges"
         limit = format_bytes(s.limit or 0)
         return (
             f"budget {s.path!r} is full: {format_bytes(s.used)} of {limit} used, {format_bytes(nbytes)} wanted; "
-            f"largest holders: {_holders(words, b)}; free some, or raise its limit with set_limit()"
+            f"largest holders: {largest_holders(words, b)}; free some, or raise its limit with set_limit()"
         )
 
     def _slow_down(self, gfp: int, nbytes: int) -> None:
@@ -453,7 +242,7 @@ class Budget:
         """Return what is charged, here and in the budgets below."""
         words = self._arena.words
         self._blocks.sweep(words)
-        return _read(words, self._at)
+        return read_budget(words, self._at)
 
     def close(self) -> None:
         """Take no charges any more; what is charged stays counted, also in the parents, until it goes back. Idempotent.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import copy
 import gc
 import random
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -143,90 +140,6 @@ def test_frees_in_a_collection_and_on_another_thread_are_counted(arena: ra.Arena
     assert b.used == 128
     Worker(buf.clear).result()
     assert b.used == 0
-
-
-# -- blocks ----------------------------------------------------------------------------
-
-
-def test_a_block_is_of_its_thread_and_ends_with_it(arena: ra.Arena) -> None:
-    b = arena.budget("b")
-    inside, go = threading.Event(), threading.Event()
-
-    def work() -> None:
-        with b:
-            inside.set()
-            go.wait(60)
-
-    worker = Worker(work)
-    inside.wait(60)
-    buf = arena.kmalloc(100)
-    assert b.used == 0
-    assert arena._kmalloc_gate[0] == 0
-    go.set()
-    worker.result()
-    again = arena.kmalloc(100)  # the slow path, for the last time
-    assert arena._kmalloc_gate[0] == arena.address
-    del buf, again
-
-
-def test_tasks_begin_with_their_makers_block(arena: ra.Arena) -> None:
-    outer, inner = arena.budget("outer"), arena.budget("inner")
-    held: list[memoryview] = []
-
-    async def take(budget: ra.Budget | None) -> None:
-        if budget is not None:
-            with budget:
-                await asyncio.sleep(0)
-                held.append(arena.kmalloc(4096))
-                await asyncio.sleep(0)
-        else:
-            await asyncio.sleep(0.01)  # the block that it began in has ended
-            held.append(arena.kmalloc(4096))
-
-    async def main() -> None:
-        with outer:
-            tasks = [asyncio.create_task(take(budget)) for budget in (inner, None, inner, outer)]
-        held.append(arena.kmalloc(4096))
-        await asyncio.gather(*tasks)
-
-    asyncio.run(main())
-    assert len(held) == 5
-    assert used(outer, inner) == (8192, 8192)
-    held.clear()
-    assert used(outer, inner) == (0, 0)
-
-
-def test_blocks_of_two_arenas_do_not_meet(arena: ra.Arena) -> None:
-    with ra.Arena("1MiB") as other:
-        one, two = arena.budget("one"), other.budget("two")
-        with one, two:
-            a, b = arena.kmalloc(64), other.kmalloc(32)
-        assert used(one, two) == (64, 32)
-        del a, b
-
-
-def test_a_copied_context_keeps_its_block(arena: ra.Arena) -> None:
-    b = arena.budget("b")
-    with b:
-        context = contextvars.copy_context()
-    buf = context.run(arena.kmalloc, 64)
-    assert b.used == 64
-    del buf
-    del context
-    arena.kmalloc(64).release()
-    assert arena._kmalloc_gate[0] == arena.address
-
-
-def test_blocks_are_left_in_order(arena: ra.Arena) -> None:
-    one, two = arena.budget("one"), arena.budget("two")
-    one.__enter__()
-    two.__enter__()
-    with pytest.raises(RuntimeError, match="innermost"):
-        one.__exit__(None, None, None)
-    two.__exit__(None, None, None)
-    one.__exit__(None, None, None)
-    with pytest.raises(RuntimeError, match="innermost"):
-        one.__exit__(None, None, None)
 
 
 # -- no more ----------------------------------------------------------------------------
@@ -658,7 +571,7 @@ def test_interrupts_lose_no_charge() -> None:
     quiet_child("""
 import random, signal, time
 import realalloc as ra
-from realalloc import budget
+from realalloc import payers
 arena = ra.Arena("32MiB", decay=None)
 top = arena.budget("top", "1MiB")
 low = top.budget("low", high="64KiB")
@@ -703,7 +616,7 @@ def once():
     armed = False
 while time.monotonic() < end:
     once()
-    budget._innermost.set(None)  # a signal may come between __enter__ and the block
+    payers._innermost.set(None)  # a signal may come between __enter__ and the block
 held.clear()
 cache.destroy()
 arena.validate()
