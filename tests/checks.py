@@ -137,6 +137,17 @@ def quiet_child(code: str, *options: str, env: dict[str, str] | None = None, exp
     assert child.stdout.strip() == expect, child.stdout
 
 
+def bare(arena: ra.Arena, kind: str, min_nr: int, **options: Any) -> Any:
+    """Make a pool with nothing but its reserve: its backing fails from now on."""
+    if kind == "objects":
+        options |= {"alloc_fn": lambda _data, _gfp: bytearray(200), "free_fn": id}
+    else:
+        options["size"] = 200
+    pool = arena.mempool(min_nr, **options)
+    pool.fail_alloc()
+    return pool
+
+
 def some(jitted: int, plain: int) -> int:
     """Return a count that suits this leg."""
     return jitted if JIT else plain

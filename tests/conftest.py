@@ -66,6 +66,18 @@ def arena() -> Iterator[ra.Arena]:
         assert (stats.live_blocks, stats.allocated, stats.committed) == (0, 0, 0)
 
 
+@pytest.fixture
+def small() -> Iterator[ra.Arena]:
+    """An arena of 1 MiB with blocks up to 64 KiB, soon exhausted; at the end all must be free, and go back with one trim."""
+    with ra.Arena(MIB, max_order=4) as made:
+        yield made
+        gc.collect()
+        made.validate()
+        made.trim()
+        stats = made.stats()
+        assert (stats.leases, stats.allocated, stats.committed) == (0, 0, 0)
+
+
 @pytest.fixture(params=["one zone", "two zones", "tall", "limited"])
 def busy(request: Any) -> Iterator[ra.Arena]:
     """Arenas of different shapes with something of everything in use."""

@@ -39,16 +39,6 @@ WRONG_TYPES: list[Any] = [True, False, np.True_, 1.0, np.float64(8), "8", b"8", 
 WRONG_VALUES = [-1, -(2**63), -(2**64), 2**63, 2**64, 2**100]
 
 
-@pytest.fixture
-def small() -> Any:
-    """One MiB with blocks up to 64 KiB, so that it can be used up."""
-    with ra.Arena(MIB, max_order=4) as made:
-        yield made
-        made.validate()
-        made.trim()
-        assert made.stats().leases == made.stats().allocated == made.stats().committed == 0
-
-
 # -- making one ------------------------------------------------------------------------------------------------------
 
 

@@ -65,17 +65,6 @@ SOURCES: dict[str, Callable[[ra.Arena], memoryview]] = {
 }
 
 
-@pytest.fixture
-def small() -> Any:
-    """One MiB, so that it can be used up; all must be free at the end."""
-    with ra.Arena(MIB, max_order=4) as made:
-        yield made
-        gc.collect()
-        made.validate()
-        made.trim()
-        assert made.stats().leases == made.stats().allocated == made.stats().committed == 0
-
-
 def leases(arena: ra.Arena) -> int:
     return arena.stats().leases
 

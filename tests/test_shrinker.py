@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,16 +48,6 @@ class Images:
 
     def register(self, **options: Any) -> ra.Shrinker:
         return self.arena.register_shrinker(self.count, self.scan, **options)
-
-
-@pytest.fixture
-def small() -> Iterator[ra.Arena]:
-    """One MiB with blocks up to 64 KiB; whole at the end."""
-    with ra.Arena(MIB, max_order=4) as made:
-        yield made
-        gc.collect()
-        made.validate()
-        assert made.stats().leases == 0
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from checks import Worker, eat_everything, eventually, meanwhile, quiet_child, some
+from checks import Worker, bare, eat_everything, eventually, meanwhile, quiet_child, some
 from support import JIT, MIB
 
 import realalloc as ra
@@ -35,28 +35,6 @@ def until(condition):
         assert time.monotonic() < end, 'never happened'
         time.sleep(0.001)
 """
-
-
-@pytest.fixture
-def small() -> Iterator[ra.Arena]:
-    """An arena that is soon exhausted; everything must be free at the end."""
-    with ra.Arena(MIB, max_order=4) as made:
-        yield made
-        gc.collect()
-        made.validate()
-        made.trim()
-        assert made.stats().leases == made.stats().allocated == 0
-
-
-def bare(arena: ra.Arena, kind: str, min_nr: int, **options: Any) -> Any:
-    """Make a pool with nothing but its reserve: its backing fails from now on."""
-    if kind == "objects":
-        options |= {"alloc_fn": lambda _data, _gfp: bytearray(200), "free_fn": id}
-    else:
-        options["size"] = 200
-    pool = arena.mempool(min_nr, **options)
-    pool.fail_alloc()
-    return pool
 
 
 def in_turn(pool: Any, calls: list[Callable[[], Any]]) -> list[Worker]:

@@ -9,11 +9,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from checks import Worker, eat_everything, eventually, meanwhile, quiet_child, some
+from checks import Worker, bare, eat_everything, eventually, meanwhile, quiet_child, some
 from support import MIB
 
 import realalloc as ra
@@ -51,27 +51,6 @@ def run(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Run:
             return runner.run(coroutine)
 
     return run_it
-
-
-@pytest.fixture
-def small() -> Iterator[ra.Arena]:
-    """An arena that is soon exhausted; everything must be free at the end."""
-    with ra.Arena(MIB, max_order=4) as made:
-        yield made
-        gc.collect()
-        made.validate()
-        made.trim()
-        assert made.stats().leases == made.stats().allocated == 0
-
-
-def bare(arena: ra.Arena, kind: str, min_nr: int) -> Any:
-    """Make a pool with nothing but its reserve: its backing fails from now on."""
-    options: dict[str, Any] = {"size": 200}
-    if kind == "objects":
-        options = {"alloc_fn": lambda _data, _gfp: bytearray(200), "free_fn": id}
-    pool = arena.mempool(min_nr, **options)
-    pool.fail_alloc()
-    return pool
 
 
 def finish(pool: Any) -> None:
