@@ -40,7 +40,6 @@ from realalloc.lease.blocks import (
 from realalloc.lease.cfunctions import CFunctions
 from realalloc.lease.shelf import take_down_shelves
 from realalloc.memory import Memory
-from realalloc.mempool import make_pool
 from realalloc.mm import layout
 from realalloc.mm.atomic import bias
 from realalloc.mm.buddy import reach, validate_buddy
@@ -55,6 +54,7 @@ from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.payers import Blocks
+from realalloc.pools import make_pool
 from realalloc.progress import compile_progress
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_decay_ns, as_int, format_bytes
@@ -322,7 +322,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         """Create a pool with a reserve of ``min_nr`` elements: a ``MemPool``, or with ``alloc_fn=`` an ``ObjectPool``,
         or a ``CallPool`` if that is machine code.
 
-        Options: see :func:`realalloc.mempool.make_pool`.
+        Options: see :func:`realalloc.pools.make_pool`.
         """
         self._check_open()
         return make_pool(self, min_nr, **options)

@@ -1,11 +1,9 @@
 """Mempools for Python: a reserve of elements that is there before it is needed.
 
 ``MemPool`` stands on kmalloc, a cache or pages; its state is words in the arena and ``alloc`` without arguments is machine
-code. ``ObjectPool`` is the same contract over a user's own ``alloc_fn`` and ``free_fn``, for any Python object, and
-``CallPool`` over such functions in machine code.
-Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's, and with
-``"reserve-only"`` there are never more than ``min_nr`` elements. How one waits is in
-:mod:`realalloc.waiting`, what typed and tracked elements are in :mod:`realalloc.elements`.
+code. Order: the reserve first, then the backing allocator, then wait; ``order="alloc-first"`` is the kernel's, and with
+``"reserve-only"`` there are never more than ``min_nr`` elements. How one waits is in :mod:`realalloc.waiting`, what typed
+and tracked elements are in :mod:`realalloc.elements`, which options make which pool in :mod:`realalloc.pools`.
 """
 
 from __future__ import annotations
@@ -16,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from realalloc import views
-from realalloc.budget import Budget, check_budget
+from realalloc.budget import Budget
 from realalloc.cache import CONSTRUCT_TRIES
-from realalloc.callpool import CallPool, is_machine_code
 from realalloc.elements import Holder, Struct, Tracker
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_NORETRY
@@ -39,137 +35,13 @@ from realalloc.mm import layout
 from realalloc.mm.jit import JIT
 from realalloc.mm.mempool import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_serve
-from realalloc.objectpool import ObjectPool
-from realalloc.records import PoolStats
-from realalloc.sizes import as_gfp, as_int
+from realalloc.sizes import as_int
 from realalloc.waiting import WaitingPool
 from realalloc.wakers import Waker
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
     from realalloc.cache import KmemCache
-
-ORDERS = {
-    "reserve-first": layout.ORDER_RESERVE_FIRST,
-    "alloc-first": layout.ORDER_ALLOC_FIRST,
-    "reserve-only": layout.ORDER_RESERVE_ONLY,
-}
-WIPES = ("never", "on_alloc", "on_free")
-
-
-def make_pool(
-    arena: Arena,
-    min_nr: int,
-    *,
-    size: int | None = None,
-    cache: KmemCache | None = None,
-    pages: int | None = None,
-    order: int | str = "reserve-first",
-    struct: Any = None,
-    ctor: Callable[[Any], object] | None = None,
-    alloc_fn: Callable[[Any, int], Any] | None = None,
-    free_fn: Callable[[Any], object] | None = None,
-    pool_data: Any = None,
-    gfp: int = 0,
-    locked: bool = False,
-    zero: str = "never",
-    poison: str = "never",
-    low: int = 0,
-    high: int | None = None,
-    track: bool = False,
-    views: str = "fresh",
-    budget: Budget | None = None,
-) -> MemPool | ObjectPool | CallPool:
-    """Make a pool of ``min_nr`` reserved elements, all of them allocated (and prefaulted) now.
-
-    Exactly one backing: ``size=bytes`` (kmalloc), ``cache=``, ``order=n`` with an integer (blocks of ``4096 << n`` bytes,
-    also ``pages=n``), ``struct=`` (a ctypes Structure or NumPy dtype, whose instances are handed out, each initialised once by
-    ``ctor``), or ``alloc_fn=`` with ``free_fn=``, both Python functions or both of ``numba.cfunc``. ``order="alloc-first"``
-    asks the backing before the reserve, ``"reserve-only"`` waits instead of asking it: there are never more than ``min_nr``.
-    ``gfp=GFP_DMA`` or ``locked=True`` takes elements from the locked zone. ``zero`` and ``poison`` ("never", "on_alloc",
-    "on_free") overwrite elements; free elements' poison is checked. A free that leaves fewer than ``low`` elements in the
-    reserve tops it up to ``high``. ``track`` notes who takes elements, for ``holders()``. ``views="ready"`` builds the view of
-    an element when it comes back, not when it is taken: ``alloc()`` then costs a third, and a release more.
-    ``budget`` pays for every element, in reserve or out; where the pool stands on a cache, give it to the cache.
-    Raises OutOfMemory, with nothing kept, if the reserve cannot be filled.
-    """
-    if not isinstance(order, str):
-        if pages is not None:
-            raise ValueError("give order or pages, not both")
-        order, pages = "reserve-first", as_int(order, "order")
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, or an integer, not {order!r}")
-    backings = {"size": size, "cache": cache, "order": pages, "struct": struct, "alloc_fn": alloc_fn}
-    given = [name for name, value in backings.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"a pool needs exactly one of {', '.join(backings)}; got {', '.join(given) or 'none'}")
-    count = as_int(min_nr, "min_nr")
-    check_budget(arena, budget)
-    if budget is not None and (cache is not None or alloc_fn is not None):
-        raise ValueError("budget is for memory of the pool's own: give it to the cache, or enter it in alloc_fn")
-    marks = _watermarks(count, low, high)
-    if views not in ("fresh", "ready"):
-        raise ValueError(f'views must be "fresh" or "ready", not {views!r}')
-    if views == "ready" and (track or order == "alloc-first" or (zero, poison) != ("never", "never")):
-        raise ValueError('views="ready" serves the reserve as it is: not with alloc-first, zero, poison or track')
-    if views == "ready" and (struct is not None or alloc_fn is not None):
-        raise ValueError('views="ready" is for memoryviews, not for struct or alloc_fn')
-    if alloc_fn is not None:
-        if free_fn is None:
-            raise ValueError("alloc_fn needs free_fn")
-        if locked or gfp or (zero, poison) != ("never", "never"):
-            raise ValueError("locked, gfp, zero and poison are for memory, not for the objects of an alloc_fn")
-        asked = ORDERS[order]
-        if is_machine_code(alloc_fn) or is_machine_code(free_fn):
-            if track:
-                raise ValueError("track is not for pools of machine code")
-            return CallPool(arena, count, alloc_fn, free_fn, pool_data, order=asked, watermarks=marks)
-        return ObjectPool(arena, count, alloc_fn, free_fn, pool_data, order=asked, watermarks=marks, track=track)
-    if free_fn is not None:
-        raise ValueError("free_fn needs alloc_fn")
-    if ctor is not None and struct is None:
-        raise ValueError("ctor needs struct; for bytes give it to the cache")
-    flags = as_gfp(gfp) | (GFP_DMA if locked else 0)
-    kind = None if struct is None else Struct(struct)
-    wipe = _wipe_bits(zero, poison)
-    own = None
-    if kind is not None:
-        size = kind.nbytes
-        if ctor is not None:
-            make = kind.maker(ctor)
-            own = cache = arena.kmem_cache(
-                f"mempool-{kind.name}"[:31], size, align=kind.align, ctor=make, gfp=flags, budget=budget
-            )
-            size = budget = None
-    if cache is not None and cache._ctor is not None and wipe:
-        raise ValueError("zero and poison would destroy the constructed state of the cache's objects")
-    try:
-        return MemPool(
-            arena, count, size=size, cache=cache, pages=pages, order=ORDERS[order], gfp=flags, kind=kind,
-            wipe=wipe, watermarks=marks, track=track, own=own, ready=views == "ready", budget=budget,
-        )  # fmt: skip
-    except BaseException:
-        if own is not None:
-            own.destroy()
-        raise
-
-
-def _watermarks(count: int, low: Any, high: Any) -> tuple[int, int]:
-    below = as_int(low, "low")
-    above = max(1, count) if high is None else as_int(high, "high")
-    if not below <= above <= max(1, count):
-        raise ValueError(f"low <= high <= min_nr must hold, not {below}, {above}, {count}")
-    return below, above
-
-
-def _wipe_bits(zero: str, poison: str) -> int:
-    for name, value in (("zero", zero), ("poison", poison)):
-        if value not in WIPES:
-            raise ValueError(f"{name} must be one of {', '.join(WIPES)}, not {value!r}")
-    if zero == poison != "never":
-        raise ValueError(f"zero and poison cannot both be {zero!r}")
-    bits = (0, layout.WIPE_ZERO_ON_ALLOC, layout.WIPE_ZERO_ON_FREE)[WIPES.index(zero)]
-    return bits | (0, layout.WIPE_POISON_ON_ALLOC, layout.WIPE_POISON_ON_FREE)[WIPES.index(poison)]
 
 
 class MemPool(WaitingPool[Any]):
@@ -450,16 +322,6 @@ class MemPool(WaitingPool[Any]):
             except OutOfMemory:
                 break
         return self.curr_nr
-
-    def fail_alloc(self, probability: float = 1.0, *, interval: int = 1, times: int = -1, seed: int = 0) -> None:
-        """Make the backing allocator fail, to try the reserve: every ``interval``-th request with ``probability``, ``times``
-        times (-1: for ever), drawn from ``seed`` (kernel: fail_mempool_alloc). Probability 0 ends it.
-        """
-        views.set_failing(self._words(), self.at, probability, interval, times, seed)
-
-    def stats(self) -> PoolStats:
-        """Return where elements came from and went to, and how long requests waited."""
-        return views.pool_stats(self._words(), self.at)
 
     def validate(self) -> None:
         """Check guarantee, reserve, queue and poison; CorruptionError names what is broken."""

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from realalloc import views
 from realalloc.errors import OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
 from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize
-from realalloc.records import PoolStats
 from realalloc.sizes import as_int
 from realalloc.waiting import WaitingPool
 
@@ -126,14 +124,6 @@ class NumberPool(WaitingPool[E]):
         limit = max(1, self.min_nr)
         self._fill(limit if target is None else as_int(target, "target", 0, limit), GFP_KERNEL)
         return self.curr_nr
-
-    def fail_alloc(self, probability: float = 1.0, *, interval: int = 1, times: int = -1, seed: int = 0) -> None:
-        """Make ``alloc_fn`` fail, without calling it; see :meth:`realalloc.mempool.MemPool.fail_alloc`."""
-        views.set_failing(self._words(), self.at, probability, interval, times, seed)
-
-    def stats(self) -> PoolStats:
-        """Return where elements came from and went to, and how long requests waited."""
-        return views.pool_stats(self._words(), self.at)
 
     def destroy(self, force: bool = False) -> None:
         """Give the reserve to ``free_fn``; BufferError, with nothing changed, while elements are out or somebody waits.

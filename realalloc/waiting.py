@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from realalloc import views
 from realalloc.errors import ArenaClosed, OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, gfp_names
 from realalloc.memory import futex_wait
@@ -25,6 +26,7 @@ from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
 from realalloc.mm.mempool_wait import pool_wait_begin, pool_wait_end, pool_wait_sleep
 from realalloc.mm.waiters import NODE_MASK
+from realalloc.records import PoolStats
 from realalloc.sizes import as_gfp, as_int, as_timeout
 from realalloc.wakers import Waker
 
@@ -268,6 +270,18 @@ class WaitingPool(Generic[E]):
             return self._granted(self._words(), request)
         except (ArenaClosed, ValueError):
             return True
+
+    # -- looking, and failing ------------------------------------------------------------------------------------------------
+
+    def fail_alloc(self, probability: float = 1.0, *, interval: int = 1, times: int = -1, seed: int = 0) -> None:
+        """Make the backing allocator, or ``alloc_fn``, fail, to try the reserve: every ``interval``-th request with
+        ``probability``, ``times`` times (-1: for ever), drawn from ``seed``; 0 ends it. Kernel: fail_mempool_alloc.
+        """
+        views.set_failing(self._words(), self.at, probability, interval, times, seed)
+
+    def stats(self) -> PoolStats:
+        """Return where elements came from and went to, and how long requests waited."""
+        return views.pool_stats(self._words(), self.at)
 
     # -- holding ---------------------------------------------------------------------------------------------------------
 

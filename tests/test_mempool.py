@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,17 +19,6 @@ from support import MIB, PAGE
 import realalloc as ra
 
 BACKINGS = ["kmalloc", "large", "vmalloc", "cache", "constructed", "pages"]
-
-
-@pytest.fixture
-def small() -> Iterator[ra.Arena]:
-    """Room for little more than a reserve; everything must be free at the end."""
-    with ra.Arena(MIB, max_order=4) as made:
-        yield made
-        gc.collect()
-        made.validate()
-        made.trim()
-        assert made.stats().leases == made.stats().allocated == 0
 
 
 def make(arena: ra.Arena, backing: str, min_nr: int, **options: Any) -> Any:
@@ -68,36 +57,6 @@ def test_a_pool_is_full_when_it_is_made_and_gives_all_back_when_destroyed(
     pool.destroy()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({}, ValueError, "exactly one of size, cache, order, struct, alloc_fn; got none"),
-        ({"size": 8, "pages": 1}, ValueError, "got size, order"),
-        ({"size": 0}, ValueError, "size must be at least 1"),
-        ({"size": 8.0}, TypeError, "size must be an integer"),
-        ({"size": True}, TypeError, "not bool"),
-        ({"order": 11}, ValueError, "order must be at most 10"),
-        ({"order": -1}, ValueError, "order must be at least 0"),
-        ({"order": 1.5}, TypeError, "order must be an integer"),
-        ({"order": 1, "pages": 1}, ValueError, "order or pages, not both"),
-        ({"order": "last", "size": 8}, ValueError, "order must be one of reserve-first, alloc-first"),
-        ({"alloc_fn": len}, ValueError, "alloc_fn needs free_fn"),
-        ({"free_fn": len, "size": 8}, ValueError, "free_fn needs alloc_fn"),
-        ({"size": 8, "gfp": 2}, ValueError, "unknown bits"),
-        ({"size": 8, "gfp": ra.GFP_DMA}, ValueError, "locked zone"),
-        ({"size": 1 << 40}, ra.OutOfMemory, "reserve"),
-        ({"size": 2**63}, ValueError, "size must be at most"),
-    ],
-)
-def test_bad_options_are_refused(arena: ra.Arena, options: Any, error: type[Exception], words: str) -> None:
-    refuses(arena, error, words, lambda: arena.mempool(2, **options))
-
-
-@pytest.mark.parametrize("min_nr", [-1, True, 2.0, "3", None, 2**63])
-def test_a_count_that_is_none_is_refused(arena: ra.Arena, min_nr: Any) -> None:
-    refuses(arena, (ValueError if type(min_nr) is int else TypeError), "min_nr", lambda: arena.mempool(min_nr, size=8))
-
-
 @pytest.mark.parametrize("min_nr", [2**21, 2**32, 2**58, 2**60, 2**61 - 1, 2**61, 2**61 + 1, 2**62, 2**63 - 1])
 def test_a_reserve_larger_than_the_arena_is_out_of_memory_and_keeps_nothing(arena: ra.Arena, min_nr: int) -> None:
     refuses(arena, ra.OutOfMemory, str(min_nr), lambda: arena.mempool(min_nr, size=8))
@@ -117,14 +76,6 @@ def test_a_pool_over_another_arenas_cache_is_refused(arena: ra.Arena, small: ra.
     refuses(arena, ValueError, "another arena", lambda: arena.mempool(1, cache=cache))
     cache.destroy()
     refuses(small, ValueError, "was destroyed", lambda: small.mempool(1, cache=cache))
-
-
-def test_an_order_is_given_by_an_integer_order_or_by_pages(arena: ra.Arena) -> None:
-    for options in ({"order": 2}, {"pages": 2}, {"order": np.int64(2)}):
-        pool = arena.mempool(1, **options)
-        with pool.alloc() as buf:
-            assert len(buf) == 4 * PAGE and address(buf) % (4 * PAGE) == 0
-        pool.destroy()
 
 
 def test_elements_of_a_dma_pool_are_in_the_locked_zone() -> None:
