@@ -130,8 +130,8 @@ def cache_geometry(object_bytes: int, align_bytes: int, max_order: int, min_obje
 def sheaf_capacity(words: Words, stride: int) -> int:
     """Return how many objects a sheaf of a cache holds, 0 for a cache whose objects are too large for this arena.
 
-    The kernel's 60 for small objects; for large ones by bytes, up to 32 KiB, where the kernel allows 12 and 4 objects: the
-    lock behind a sheaf costs as much as twenty pops.
+    The kernel's 60 for small objects; for large ones by bytes, up to 128 KiB, where the kernel allows 12 and 4 objects:
+    the lock behind a sheaf costs as much as twenty pops. Sizes of 8 to 16000 B, 1000 live: 13.6 ns with 32 KiB, 9.3 with 128.
     """
     nbytes = min(MAX_SHEAF_BYTES, words[H_END_PFN] << PAGE_SHIFT >> SHEAF_SHARE_SHIFT)
     count = min(nbytes // stride, MAX_SHEAF_OBJECTS)

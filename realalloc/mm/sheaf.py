@@ -48,8 +48,11 @@ from realalloc.mm.layout import (
     H_ZERO,
     MAX_BARN_BYTES,
     MAX_BARN_SHEAVES,
+    MAX_FILL_BYTES,
     MAX_SHEAF_OBJECTS,
+    MIN_BARN_BYTES,
     MIN_BARN_SHEAVES,
+    MIN_SHEAF_OBJECTS,
     NULL_RECORD,
     OK,
     PAGE_SHIFT,
@@ -270,8 +273,9 @@ def _barn_get(words: Words, head: int, count: int) -> int:
 def _barn_room(words: Words, c: int) -> int:
     """Return how many sheaves of either kind a cache's barn keeps, by the bytes of their objects."""
     nbytes = min(MAX_BARN_BYTES, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT)
-    sheaves = nbytes // (words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES])
-    return max(MIN_BARN_SHEAVES, min(sheaves, MAX_BARN_SHEAVES))
+    full = words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES]
+    least = max(2, min(MIN_BARN_SHEAVES, MIN_BARN_BYTES // full))
+    return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
 
 
 @kernel
@@ -300,8 +304,10 @@ def _prepare(words: Words, c: int, d: int) -> int:
 
 @kernel
 def _fill_main(words: Words, c: int, d: int) -> None:
-    """Fill an empty main sheaf from the slabs, by half if the spare one has some: what goes round shall fit into one."""
-    capacity = words[c + C_SHEAF_CAPACITY]
+    """Fill an empty main sheaf from the slabs, by half if the spare one has some: what goes round shall fit into one. Of
+    large objects no more than MAX_FILL_BYTES: the rest of a sheaf is for what comes back.
+    """
+    capacity = min(words[c + C_SHEAF_CAPACITY], max(MAX_FILL_BYTES // words[c + C_STRIDE_BYTES], MIN_SHEAF_OBJECTS))
     wanted = capacity if count_put(words, d) == 0 else (capacity + 1) >> 1
     base = words[d + D_BASE]
     at = take_objects_locked(words, c, base, base + wanted)

@@ -54,8 +54,10 @@ from realalloc.mm.layout import (
     KMALLOC_SIZES,
     MAX_BARN_BYTES,
     MAX_BARN_SHEAVES,
+    MAX_FILL_BYTES,
     MAX_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
+    MIN_BARN_BYTES,
     MIN_BARN_SHEAVES,
     MIN_SHEAF_OBJECTS,
     MIN_SHEAVES_PAGES,
@@ -75,8 +77,9 @@ SMALLEST = MIN_SHEAVES_PAGES * PAGE
 def barn_room(raw: RawArena, c: int) -> int:
     """Sheaves that a barn keeps, by the bytes of their objects."""
     nbytes = min(MAX_BARN_BYTES, raw.plan.end_pfn * PAGE >> BARN_SHARE_SHIFT)
-    sheaves = nbytes // (field(raw, c, C_SHEAF_CAPACITY) * field(raw, c, C_STRIDE_BYTES))
-    return max(MIN_BARN_SHEAVES, min(sheaves, MAX_BARN_SHEAVES))
+    full = field(raw, c, C_SHEAF_CAPACITY) * field(raw, c, C_STRIDE_BYTES)
+    least = max(2, min(MIN_BARN_SHEAVES, MIN_BARN_BYTES // full))
+    return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
 
 
 class Twin:
@@ -99,7 +102,8 @@ class Twin:
             self.main = self.barn.pop(0)
         elif not self.main:  # from the slabs: which objects is their business
             self.main = [*main_sheaf(self.raw, own(self.raw, self.c)), offset]
-            assert 1 <= len(self.main) <= ((self.capacity + 1) // 2 if self.spare else self.capacity)
+            most = min(self.capacity, max(MAX_FILL_BYTES // field(self.raw, self.c, C_STRIDE_BYTES), MIN_SHEAF_OBJECTS))
+            assert 1 <= len(self.main) <= ((most + 1) // 2 if self.spare else most)
             assert not set(self.main) & set(self.live)
         assert offset == self.main.pop()
         self.live.append(offset)
@@ -258,7 +262,7 @@ def test_a_sheaf_holds_a_share_of_the_arena_and_no_more(pages: int) -> None:
 
 @pytest.mark.parametrize("size", KMALLOC_SIZES)
 def test_every_class_keeps_what_is_freed_and_gives_it_back(size: int) -> None:
-    raw = RawArena(32 * MIB, 6)
+    raw = RawArena(128 * MIB, 6)
     c = class_cache(raw, size)
     capacity = field(raw, c, C_SHEAF_CAPACITY)
     assert capacity == min(MAX_SHEAF_BYTES // size, MAX_SHEAF_OBJECTS) >= MIN_SHEAF_OBJECTS
