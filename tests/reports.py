@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from realalloc.lab.results import JITTED, PYTHON, Counters, Entry, Footprint, Latency, Report, Row, Series
+from realalloc.lab.latencies import Latency
+from realalloc.lab.results import JITTED, PYTHON, Counters, Entry, Footprint, Report, Row
+from realalloc.lab.series import Series
 
 PEERS = (
     "realalloc",

@@ -20,9 +20,10 @@ from typing import Any, Final, Protocol
 
 from realalloc.lab import counters
 from realalloc.lab.interrupts import Checkpoint, deferred
+from realalloc.lab.latencies import Latency
 from realalloc.lab.loops.crowds import CORRUPT
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
-from realalloc.lab.results import JITTED, Counters, Entry, Latency, Row
+from realalloc.lab.results import JITTED, Counters, Entry, Row
 
 TIMED_TURNS: Final = 3
 LEAST_NS: Final = 1.0  # where the channel hides the work, nothing is left of it but noise

@@ -15,12 +15,12 @@ import numpy as np
 
 import realalloc as ra
 from realalloc.lab import recorder
+from realalloc.lab.latencies import Latency
 from realalloc.lab.loops import kinds, layers
 from realalloc.lab.loops.kinds import Functions
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
 from realalloc.lab.measure import WorkDiffers
 from realalloc.lab.natives import Native
-from realalloc.lab.results import Latency
 
 OURS: Final = "realalloc"
 HARNESS: Final = "harness alone"

@@ -26,9 +26,9 @@ import numpy as np
 
 import realalloc as ra
 from realalloc.lab import histogram
+from realalloc.lab.latencies import Latency
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
 from realalloc.lab.peers import HARNESS, OURS
-from realalloc.lab.results import Latency
 from realalloc.memory import anonymous
 
 Names = dict[str, Any]

@@ -17,7 +17,7 @@ from numba import njit
 from realalloc.lab import histogram
 from realalloc.lab.clock import cycles, ns_per_tick, reading_ns
 from realalloc.lab.histogram import Counts
-from realalloc.lab.results import Latency
+from realalloc.lab.latencies import Latency
 
 ALLOC, FREE, RESPONSE, REALLOC = range(4)
 KIND_NAMES: Final = ("alloc", "free", "response", "realloc")

@@ -20,7 +20,7 @@ from realalloc.arena import Arena
 from realalloc.lab import workloads
 from realalloc.lab.natives import find_natives
 from realalloc.lab.peers import OURS, RESERVE, Peer, jitted_peers, ours
-from realalloc.lab.results import Series
+from realalloc.lab.series import Series
 from realalloc.lab.workloads import fragments
 from realalloc.lab.workloads.scope import Scope
 from realalloc.rss import RssSampler, trim_heap

@@ -9,7 +9,6 @@ May not: measure, print, or import anything but the standard library and numpy.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -18,115 +17,20 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from realalloc.lab.intervals import Interval
+from realalloc.lab.latencies import Latency
 from realalloc.lab.records import decode
+from realalloc.lab.series import Series
 
 JITTED: Final = "jitted"  # the allocator is called inside machine code
 PYTHON: Final = "python"  # as a Python program sees it: a call, an object, a view
-PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
-CONFIDENCE: Final = 0.95
-RESAMPLES: Final = 2000
 OURS: Final = "realalloc"  # ours are the peers of this name, and "realalloc pool", "realalloc kmalloc", ...
 FORMAT: Final = "realalloc report 1"
-POINTS_A_DECADE: Final = 24  # of a curve of latencies, a decade being 90 to 99 %
-MOST_SAMPLES: Final = 2000  # of a line over time: more than a chart has pixels
-
-
-def percentile_name(percentile: float) -> str:
-    """Spell a percentile: ``p99.9``, ``max``."""
-    return "max" if percentile >= 100 else f"p{percentile:g}"
 
 
 def is_ours(peer: str) -> bool:
     """Say whether a peer is realalloc, in one of its ways."""
     return peer == OURS or peer.startswith(OURS + " ")
-
-
-@functools.lru_cache(maxsize=8)
-def _draws(count: int, seed: int) -> Any:
-    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A median of rounds, with a bootstrap confidence interval (95 %) of it."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, rounds: Any, seed: int = 1) -> Self:
-        """Resample rounds with replacement and take the medians' percentiles (Efron); one round has no width.
-
-        ValueError without any round; a round that is no finite number makes all three NaN.
-        """
-        values = np.asarray(rounds, np.float64)
-        if not len(values):
-            raise ValueError("no rounds, no median")
-        if not np.isfinite(values).all():
-            return cls(math.nan, math.nan, math.nan)
-        tail = (1 - CONFIDENCE) / 2 * 100
-        low, high = np.percentile(np.median(values[_draws(len(values), seed)], axis=1), (tail, 100 - tail))
-        return cls(float(np.median(values)), float(low), float(high))
-
-    def holds(self, value: float) -> bool:
-        """Say whether ``value`` lies within the interval."""
-        return self.low <= value <= self.high
-
-    @property
-    def per_second(self) -> Self:
-        """What nanoseconds of one operation are in operations a second."""
-        low, middle, high = (1e9 / ns if ns > 0 else math.nan for ns in (self.high, self.value, self.low))
-        return type(self)(middle, low, high)
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """How long one kind of operation took, each time it was timed.
-
-    ``buckets``: (largest ns that falls into it, how many), ascending, none empty. ``overhead_ns``: what one reading of the
-    clock adds to every operation, not subtracted from the buckets. One operation ``in_every`` was timed.
-    """
-
-    operation: str  # "alloc", "free", "step"
-    buckets: tuple[tuple[float, int], ...]
-    overhead_ns: float
-    in_every: int = 1
-
-    @property
-    def count(self) -> int:
-        """How many operations were timed."""
-        return sum(count for _, count in self.buckets)
-
-    def at(self, percentile: float) -> float:
-        """Return the ns that so many percent of all operations did not exceed."""
-        if not self.buckets:
-            return 0.0
-        wanted, seen = max(1, int(np.ceil(self.count * percentile / 100))), 0
-        for nanoseconds, count in self.buckets:
-            seen += count
-            if seen >= wanted:
-                return nanoseconds
-        return self.buckets[-1][0]
-
-    def percentiles(self) -> dict[str, float]:
-        """Return the usual ones by name."""
-        return {percentile_name(p): self.at(p) for p in PERCENTILES}
-
-    def curve(self) -> tuple[list[float], list[float]]:
-        """Return (tails, ns) of the distribution, where tail = -log10(1 - share): 0 is 0 %, 1 is 90 %, 2 is 99 %.
-
-        The last point is the slowest operation, at the share of all but itself: 1 - 1 / count.
-        """
-        if not self.buckets:
-            return [], []
-        last = math.log10(self.count)
-        tails = np.unique(np.append(np.arange(0, last, 1 / POINTS_A_DECADE), last))
-        ends = np.cumsum([count for _, count in self.buckets])  # bucket k holds the ranks in (ends[k - 1], ends[k]]
-        ranks = np.maximum(1, np.ceil((1 - 10.0**-tails) * self.count - 1e-6))
-        ranks[-1] = self.count
-        found = np.searchsorted(ends, ranks)
-        return tails.tolist(), [self.buckets[k][0] for k in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,32 +165,6 @@ class SizeCurve:
 
     title: str
     points: dict[str, list[tuple[int, Interval]]]  # peer -> (bytes, operations a second), ascending
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Numbers over one time axis, all columns of its length; NaN where nothing was seen."""
-
-    seconds: tuple[float, ...]
-    columns: dict[str, tuple[float, ...]]
-    unit: str = "bytes"
-
-    def extent(self, column: str) -> tuple[float, float, float] | None:
-        """Return the first, the largest and the last number of a column; None where nothing was seen."""
-        seen = [value for value in self.columns[column] if math.isfinite(value)]
-        return (seen[0], max(seen), seen[-1]) if seen else None
-
-    def line(self, column: str, most: int = MOST_SAMPLES) -> tuple[list[float], list[float]]:
-        """Return (seconds, values) to draw: all of them, or of equal stretches the smallest and the largest each."""
-        values = np.asarray(self.columns[column], np.float64)
-        if len(values) <= most:
-            return list(self.seconds), values.tolist()
-        kept: list[int] = []
-        for part in np.array_split(np.arange(len(values)), max(most // 2, 1)):
-            piece = values[part]
-            ends = {0} if np.isnan(piece).all() else {int(np.nanargmin(piece)), int(np.nanargmax(piece))}
-            kept += sorted(int(part[end]) for end in ends)
-        return [self.seconds[k] for k in kept], values[kept].tolist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from support import JIT
 
 from realalloc.lab import histogram
 from realalloc.lab.histogram import BUCKETS, HALF, MAX_BITS, bucket_of, counted, filled, highest
-from realalloc.lab.results import PERCENTILES, Latency
+from realalloc.lab.latencies import PERCENTILES, Latency
 
 LARGEST = (1 << MAX_BITS) - 1
 

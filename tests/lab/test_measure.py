@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from realalloc.lab import counters, measure
+from realalloc.lab.latencies import Latency
 from realalloc.lab.loops.crowds import CORRUPT
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
 from realalloc.lab.measure import (
@@ -26,7 +27,7 @@ from realalloc.lab.measure import (
     take_turns,
     without_collector,
 )
-from realalloc.lab.results import Counters, Latency
+from realalloc.lab.results import Counters
 
 
 class Fake:

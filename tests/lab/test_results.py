@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from reports import make_report
 
 from realalloc.lab import results
-from realalloc.lab.results import Counters, Entry, Interval, Latency, Report, Row, Series, is_ours, percentile_name
+from realalloc.lab.intervals import Interval
+from realalloc.lab.latencies import Latency
+from realalloc.lab.results import Counters, Entry, Report, Row, is_ours
+from realalloc.lab.series import Series
 
 FINITE = st.floats(0, 1e12)
 NAMES = st.text(max_size=12)
@@ -24,64 +27,6 @@ JSON_VALUES = st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) |
 def row(rounds: dict[str, tuple[float, ...]], **changed: Any) -> Row:
     entries = tuple(Entry(peer, values) for peer, values in rounds.items())
     return replace(Row("pair", "64 B", results.JITTED, "alloc + free", 1000, {}, entries), **changed)
-
-
-def test_one_round_has_no_width() -> None:
-    assert Interval.of([7.0]) == Interval(7.0, 7.0, 7.0)
-    assert Interval.of([3.0] * 9) == Interval(3.0, 3.0, 3.0)
-
-
-def test_no_rounds_are_refused_and_what_is_not_finite_is_nan() -> None:
-    with pytest.raises(ValueError, match="no rounds"):
-        Interval.of([])
-    for value in (math.nan, math.inf):
-        made = Interval.of([1.0, value])
-        assert math.isnan(made.value) and math.isnan(made.low) and math.isnan(made.high)
-
-
-@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=40))
-def test_an_interval_holds_its_median_within_the_rounds(rounds: list[float]) -> None:
-    made = Interval.of(rounds)
-    assert made.value == np.median(rounds)
-    assert min(rounds) <= made.low <= made.value <= made.high <= max(rounds)
-    assert made == Interval.of(rounds)
-
-
-def test_intervals_hold_the_true_median_about_as_often_as_they_say() -> None:
-    dice = np.random.default_rng(7)
-    held = [Interval.of(dice.lognormal(0, 0.3, 31)).holds(1.0) for _ in range(300)]
-    assert 0.90 <= np.mean(held) <= 0.99
-
-
-def test_per_second_turns_ends_round() -> None:
-    assert Interval(10.0, 5.0, 20.0).per_second == Interval(1e8, 5e7, 2e8)
-    assert math.isnan(Interval(0.0, 0.0, 0.0).per_second.value)
-
-
-def test_percentile_names() -> None:
-    assert [percentile_name(p) for p in results.PERCENTILES] == ["p50", "p90", "p99", "p99.9", "p99.99", "max"]
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=400))
-def test_percentiles_are_those_of_numpy(values: list[int]) -> None:
-    tops, counts = np.unique(values, return_counts=True)
-    latency = Latency("alloc", tuple(zip(tops.astype(float).tolist(), counts.tolist(), strict=True)), 0.0)
-    assert latency.count == len(values)
-    for p in results.PERCENTILES:
-        assert latency.at(p) == np.percentile(values, p, method="inverted_cdf")
-    tails, ns = latency.curve()
-    assert tails[0] == 0 and ns[0] == min(values) and ns[-1] == max(values)
-    assert ns == sorted(ns) and len(tails) == len(ns)
-    assert tails[-1] == pytest.approx(math.log10(len(values)))
-    for tail, value in zip(tails[1:-1], ns[1:-1], strict=True):
-        share = 1 - 10.0**-tail
-        assert sum(v < value for v in values) <= share * len(values) + 1e-6
-        assert sum(v <= value for v in values) >= share * len(values) - 1e-6
-
-
-def test_nothing_timed_is_nothing() -> None:
-    empty = Latency("alloc", (), 1.0)
-    assert (empty.count, empty.at(99), empty.curve()) == (0, 0.0, ([], []))
 
 
 def test_standings_are_fastest_first_and_ties_are_said() -> None:
@@ -137,25 +82,6 @@ def test_size_curves_join_rows_that_differ_in_size_only() -> None:
         "a": [(64, Interval(1e8, 1e8, 1e8)), (512, Interval(5e7, 5e7, 5e7))],
         "b": [(64, Interval(2.5e7, 2.5e7, 2.5e7))],
     }
-
-
-def test_extents_and_lines_of_a_series() -> None:
-    nan = math.nan
-    series = Series((0.0, 1.0, 2.0, 3.0), {"a": (nan, 5.0, 9.0, 7.0), "b": (nan,) * 4})
-    assert series.extent("a") == (5.0, 9.0, 7.0)
-    assert series.extent("b") is None
-    assert series.line("a")[0] == [0.0, 1.0, 2.0, 3.0]
-
-
-def test_a_long_line_keeps_its_peaks() -> None:
-    values = np.sin(np.arange(50_000) / 900)
-    values[31_234], values[77], values[5000:9000] = 5.0, -5.0, math.nan
-    series = Series(tuple(np.arange(50_000.0).tolist()), {"a": tuple(values.tolist())})
-    seconds, kept = series.line("a", 1000)
-    assert len(seconds) == len(kept) <= 1000
-    assert seconds == sorted(seconds)
-    assert kept[seconds.index(31_234.0)] == 5.0 and kept[seconds.index(77.0)] == -5.0
-    assert any(math.isnan(value) for value in kept)
 
 
 def records() -> st.SearchStrategy[Report]:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from realalloc.lab.report.palette import Look, looks
 from realalloc.lab.report.panels import LATENCY, THROUGHPUT, TIME, Panel, panels, series_panel
-from realalloc.lab.results import Report, Series
+from realalloc.lab.results import Report
+from realalloc.lab.series import Series
 from realalloc.text import shortened, shown
 
 COLUMNS: Final = 2

@@ -19,7 +19,9 @@ from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any, Final
 
-from realalloc.lab.results import Entry, Interval, Latency, Report, Row
+from realalloc.lab.intervals import Interval
+from realalloc.lab.latencies import Latency
+from realalloc.lab.results import Entry, Report, Row
 from realalloc.text import shown
 
 PathLike = str | os.PathLike[str]

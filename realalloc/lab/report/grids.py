@@ -11,20 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from realalloc.lab.results import (
-    JITTED,
-    OURS,
-    PERCENTILES,
-    PYTHON,
-    Entry,
-    Interval,
-    Latency,
-    Report,
-    Row,
-    Standing,
-    is_ours,
-    percentile_name,
-)
+from realalloc.lab.intervals import Interval
+from realalloc.lab.latencies import PERCENTILES, Latency, percentile_name
+from realalloc.lab.results import JITTED, OURS, PYTHON, Entry, Report, Row, Standing, is_ours
 from realalloc.sizes import format_bytes
 from realalloc.text import Column
 

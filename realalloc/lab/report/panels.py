@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from realalloc.lab.report.grids import UNITS, label
-from realalloc.lab.results import Report, Series
+from realalloc.lab.results import Report
+from realalloc.lab.series import Series
 from realalloc.sizes import format_bytes
 
 LATENCY: Final = "latency"

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from realalloc.lab.results import Series
+from realalloc.lab.series import Series
 
 MIB: Final = 1 << 20
 PANEL_INCHES: Final = (7.0, 2.6)

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Final
 
-from realalloc.lab.results import Series
+from realalloc.lab.series import Series
 from realalloc.lab.stress import charts  # which imports what draws when it draws
 from realalloc.lab.stress.records import Verdict
 from realalloc.lab.stress.reproduce import command

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from realalloc.lab.stress.options import Options
 
 if TYPE_CHECKING:
-    from realalloc.lab.results import Series
+    from realalloc.lab.series import Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class ProcessResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Make a result of what :meth:`as_dict` said."""
-        from realalloc.lab.results import Series  # numpy, which --help has no use for
+        from realalloc.lab.series import Series  # numpy, which --help has no use for
 
         given = {name: value for name, value in data.items() if name not in ("verified", "ok")}
         given["waits"] = Waits(**given["waits"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from realalloc.lab.results import Series
+from realalloc.lab.series import Series
 from realalloc.lab.stress.site import Site, fragmentation
 
 MEMORY = ("rss", "uss", "pss", "committed", "allocated", "free", "largest_free")

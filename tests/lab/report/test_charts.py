@@ -11,7 +11,8 @@ from support import run_child
 from realalloc.lab.report import charts
 from realalloc.lab.report.palette import looks
 from realalloc.lab.report.panels import LATENCY, THROUGHPUT, TIME, log_ticks, panels, series_panel, tail_ticks
-from realalloc.lab.results import Report, Series
+from realalloc.lab.results import Report
+from realalloc.lab.series import Series
 
 REPORT = make_report(12, 5, 2000)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -94,7 +95,7 @@ def test_a_series_alone() -> None:
 def test_the_global_state_of_matplotlib_stays() -> None:
     code = (
         "import sys, matplotlib; before = dict(matplotlib.rcParams)\n"
-        "from realalloc.lab.report import charts; from realalloc.lab.results import Series\n"
+        "from realalloc.lab.report import charts; from realalloc.lab.series import Series\n"
         "charts.png(charts.series_figure(Series((0.0, 1.0), {'a': (1.0, 2.0)}), 't'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert dict(matplotlib.rcParams) == before"

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from reports import make_report
 
+from realalloc.lab.intervals import Interval
 from realalloc.lab.report import grids
-from realalloc.lab.results import Footprint, Interval
+from realalloc.lab.results import Footprint
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from reports import HOSTILE, make_hostile, make_odd, make_report
 
 from realalloc.lab.report import page, plots, save
 from realalloc.lab.report.palette import looks
-from realalloc.lab.results import Report, Series
+from realalloc.lab.results import Report
+from realalloc.lab.series import Series
 from realalloc.text import shown
 
 

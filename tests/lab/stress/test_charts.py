@@ -7,7 +7,7 @@ import math
 import pytest
 from stressed import rows
 
-from realalloc.lab.results import Series
+from realalloc.lab.series import Series
 from realalloc.lab.stress import charts
 from realalloc.lab.stress.sampling import as_series
 
