@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from support import JIT
 import realalloc as ra
 from realalloc.jit import mempool_alloc, mempool_free
 from realalloc.lease import shelf
+from realalloc.lease.capi import immortal
+from realalloc.mm import layout
 
 N = 8
 jitted = pytest.mark.skipif(not JIT, reason="only machine code has shelves")
@@ -244,6 +249,35 @@ def test_a_resize_keeps_the_views_that_have_a_place(arena: ra.Arena, count: int)
         assert waiting(arena, pool) == count
     pool.validate()
     pool.destroy()
+
+
+@jitted
+@pytest.mark.parametrize("counts", [(3, 5), (5, 3), (8, 8)])
+def test_two_resizes_at_once_leave_one_shelf(
+    arena: ra.Arena, pool: Any, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]
+) -> None:
+    before = memoryviews()
+    made: list[Any] = []
+    both = threading.Event()
+
+    def meet(memory: Any) -> Any:
+        made.append(memory)
+        if len(made) == 2:
+            both.set()
+        both.wait(0.2)  # the other one may not be in here; if it is, neither has finished
+        return immortal(memory)
+
+    monkeypatch.setattr(shelf, "immortal", meet)
+    for worker in [Worker(lambda count=count: pool.resize(count)) for count in counts]:
+        worker.result()
+    assert len(made) == 2
+    kept = shelf._shelves[arena.address, pool.at]
+    assert arena.words[pool.at + layout.P_SHELF] == ctypes.addressof(kept)
+    gc.collect()
+    assert memoryviews() - before == waiting(arena, pool) - N, "no view is on a shelf that nobody finds"
+    other = next(memory for memory in made if memory is not kept)
+    assert sys.getrefcount(other) == 3, "one for made, one for other, one for the call: nobody keeps it for ever"
+    pool.resize(N)
 
 
 def test_views_outlive_their_pool(arena: ra.Arena) -> None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
+import threading
 from typing import Any, Final
 
 from realalloc.lease.blocks import VERB_READY
@@ -118,6 +120,8 @@ def put_ready(shelf: int, k: int, exporter: int, view: int) -> int:
 
 
 _shelves: dict[tuple[int, int], Any] = {}  # by arena and pool
+_turn = threading.RLock()  # of who puts shelves up and takes them down; machine code needs the GIL only
+os.register_at_fork(after_in_child=_turn._at_fork_reinit)  # type: ignore[attr-defined]  # as the standard library does
 
 
 def _drop(memory: Any, first: int = 0) -> None:
@@ -131,23 +135,31 @@ def _drop(memory: Any, first: int = 0) -> None:
 
 def put_up_shelf(base: int, p: int) -> None:
     """Give a pool a shelf of as many places as its reserve has now; views of one that it had move there."""
-    store_at(base + (p + P_SHELF) * WORD_BYTES, 0)
-    old = _shelves.pop((base, p), None)
-    room = load_at(base + (p + P_CAPACITY) * WORD_BYTES)
-    fresh = immortal((ctypes.c_int64 * (1 + 2 * room))(room))
-    if old is not None:
-        both = min(room, int(old[0]))
-        ctypes.memmove(ctypes.addressof(fresh) + SHELF_FIRST, ctypes.addressof(old) + SHELF_FIRST, both * PLACE_BYTES)
-        _drop(old, both)
-    _shelves[base, p] = fresh
-    store_at(base + (p + P_SHELF) * WORD_BYTES, ctypes.addressof(fresh))
+    with _turn:
+        store_at(base + (p + P_SHELF) * WORD_BYTES, 0)
+        old = _shelves.pop((base, p), None)
+        room = load_at(base + (p + P_CAPACITY) * WORD_BYTES)
+        fresh = immortal((ctypes.c_int64 * (1 + 2 * room))(room))
+        both = 0 if old is None else min(room, int(old[0]))
+        if both:
+            ctypes.memmove(
+                ctypes.addressof(fresh) + SHELF_FIRST, ctypes.addressof(old) + SHELF_FIRST, both * PLACE_BYTES
+            )
+        other = _shelves.pop((base, p), None)  # a finalizer or a signal's handler resized the pool meanwhile
+        _shelves[base, p] = fresh
+        store_at(base + (p + P_SHELF) * WORD_BYTES, ctypes.addressof(fresh))
+        if old is not None:
+            _drop(old, both)
+        if other is not None:
+            _drop(other)
 
 
 def take_down_shelf(base: int, p: int) -> None:
     """Drop the shelf of a pool that is destroyed: machine code has set P_SHELF to 0."""
-    memory = _shelves.pop((base, p), None)
-    if memory is not None:
-        _drop(memory)
+    with _turn:
+        memory = _shelves.pop((base, p), None)
+        if memory is not None:
+            _drop(memory)
 
 
 def take_down_shelves(base: int) -> None:
