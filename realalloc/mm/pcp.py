@@ -116,10 +116,13 @@ def _take(words: Words, d: int, order: int, kind: int) -> int:
     """Take a block of a descriptor, of its main sheaf first, and give it a kind; return its pfn, 0 if there is none.
 
     One block that goes to and fro is taken from where it was put, and waits for its own stores; of more than one, the others
-    come first: 11 ns a pair on an Intel Xeon, 5 with the exchange.
+    come first: 11 ns a pair on an Intel Xeon, 5 with the exchange. Of large ones the one that was freed last comes first, as
+    it is in the caches: two blocks of 1 MiB that take turns made ``a * 2`` 8 us slower than one.
     """
     at = d + D_TOP
-    if words[words[at]] == 0:
+    if order >= BATCH_ORDERS and words[words[d + D_PUT]] != 0:
+        at = d + D_PUT
+    elif words[words[at]] == 0:
         if count_put(words, d) > 1:
             exchange(words, d)
         else:

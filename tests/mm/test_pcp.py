@@ -56,7 +56,7 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
 )
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
-from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.pcp import BATCH_ORDERS, validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
 from realalloc.mm.sheaf import cached_objects
 
@@ -101,10 +101,14 @@ class Twin:
         pfn = int(alloc_pages(self.raw.words, self.order, 0))
         assert pfn > 0
         assert pfn % (1 << self.order) == 0
-        if not self.main and len(self.spare) > 1:  # of one block there is nothing to exchange
-            self.main, self.spare = self.spare, []
-        if self.main or self.spare:
-            assert pfn == (self.main or self.spare).pop()
+        if self.order >= BATCH_ORDERS:  # the one that was freed last
+            near = self.spare or self.main
+        else:
+            if not self.main and len(self.spare) > 1:  # of one block there is nothing to exchange
+                self.main, self.spare = self.spare, []
+            near = self.main or self.spare
+        if near:
+            assert pfn == near.pop()
         elif batch_of(self.raw.plan.end_pfn, self.order) > 1:
             self.main = kept_of_mine(self.raw, self.order)[0]
             assert len(self.main) == batch_of(self.raw.plan.end_pfn, self.order) - 1
@@ -135,6 +139,21 @@ class Twin:
         assert raw.words[H_BLOCKS] == len(kept) + len(self.live)
         assert len({*kept, *self.live}) == len(kept) + len(self.live)
         assert validate_kept_blocks(raw.words) == 0
+
+
+@pytest.mark.parametrize("order", [4, 6, 8])
+def test_of_large_blocks_the_one_that_was_freed_last_comes_first(order: int) -> None:
+    raw = RawArena(256 * MIB, 10)
+    blocks = [int(alloc_pages(raw.words, order, 0)) for _ in range(2)]
+    for pfn in blocks * 3:  # however sheaves were exchanged in between
+        assert free_pages(raw.words, pfn, order) == 0
+        assert alloc_pages(raw.words, order, 0) == pfn
+    for pfn in blocks:
+        assert free_pages(raw.words, pfn, order) == 0
+    assert [int(alloc_pages(raw.words, order, 0)) for _ in range(2)] == blocks[::-1]
+    for pfn in blocks:
+        free_pages(raw.words, pfn, order)
+    assert_pristine(raw)
 
 
 @pytest.mark.parametrize("order", range(6))
