@@ -26,6 +26,7 @@ from realalloc.blocks import ZERO_SIZE_OFFSET, BlockMethods
 from realalloc.budget import Budget
 from realalloc.cache import KmemCache
 from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
+from realalloc.facts import thp_mode
 from realalloc.footprint import FootprintMethods
 from realalloc.lease import (
     cfunctions,
@@ -99,7 +100,8 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
     ``decay``: seconds after which freed memory has gone back to the system, smoothly; 0: at once, None: never by itself.
     ``kswapd``: give it back in the background; otherwise only those who free memory do.
     ``max_order``: the largest buddy block is ``4096 << max_order``.
-    ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing.
+    ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing; ``"auto"``
+    is False where the system never uses huge pages.
     ``prefault``: make all pages resident now. ``lock``: bytes of the locked zone (GFP_DMA), mlocked and prefaulted.
     ``debug``: letters of the kernel's slab_debug; only ``F`` exists: no sheaves, so that a second free of a raw offset is
     refused at once. Buffers cannot be freed twice, with or without it.
@@ -140,7 +142,10 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         self._gate = (ctypes.c_int64 * 1)()  # shut, should what follows be interrupted
         with compile_progress():
             self._leases = factory()
-            self._memory = self._map(plan, HUGE[huge_pages], prefault=bool(prefault))
+            huge = HUGE[huge_pages]
+            if huge == layout.HUGE_AUTO and thp_mode() == "never":  # units of small pages would be books for nothing
+                huge = layout.HUGE_NEVER
+            self._memory = self._map(plan, huge, prefault=bool(prefault))
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
         self._shrinkers = Shrinkers()

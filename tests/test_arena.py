@@ -21,6 +21,7 @@ from support import JIT, MIB, PAGE
 
 import realalloc as ra
 from realalloc.errors import BROKEN_INVARIANTS
+from realalloc.facts import thp_mode
 from realalloc.mm import layout
 
 
@@ -752,3 +753,33 @@ def test_default_arena_is_one_until_it_is_closed() -> None:
 
 def test_os_specific_numbers_agree_with_the_system() -> None:
     assert os.sysconf("SC_PAGESIZE") == PAGE
+
+
+@pytest.mark.parametrize(
+    ("mode", "huge"), [("never", layout.HUGE_NEVER), ("madvise", layout.HUGE_AUTO), ("unknown", layout.HUGE_AUTO)]
+)
+def test_where_the_system_never_uses_huge_pages_none_are_in_the_books(
+    monkeypatch: pytest.MonkeyPatch, mode: str, huge: int
+) -> None:
+    monkeypatch.setattr("realalloc.arena.thp_mode", lambda: mode)
+    with ra.Arena("16MiB") as arena:
+        assert arena.words[layout.H_HUGE] == huge
+        block = arena.alloc_pages(9)
+        assert (arena.words[arena.words[layout.H_HUGEMAP]] != 0) <= (mode != "never")
+        del block
+        arena.validate()
+
+
+def test_zeroes_of_huge_units_hold_no_memory_until_they_are_touched() -> None:
+    with ra.Arena("256MiB") as arena:
+        for _ in range(3):
+            block = arena.kzalloc(32 * MIB)
+            seen = arena.residency()
+            held = seen.pages + seen.window
+            if thp_mode() in ("always", "madvise"):
+                assert held < 32 * MIB // 4
+            assert seen.stray == 0
+            assert not any(block[::4096])
+            block[:: PAGE // 2] = b"x" * (32 * MIB * 2 // PAGE)
+            del block
+        arena.validate()

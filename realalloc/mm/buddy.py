@@ -67,10 +67,10 @@ from realalloc.mm.pages import (
     page_at,
     pages_at,
     set_resident_locked,
-    zero_pages,
     zone_at,
     zone_of,
 )
+from realalloc.mm.zeroing import zero_block_locked
 
 
 @kernel
@@ -199,7 +199,7 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     if pfn == 0:
         return ENOMEM
     if zero != 0:
-        zero_pages(words, pfn, 1 << order)
+        zero_block_locked(words, zone, pfn, order)
     if commit_locked(words, pfn, 1 << order, order) != OK:
         insert_free_locked(words, zone, pfn, order)
         return ENOMEM

@@ -55,7 +55,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.objects import cache_alloc_slow, cache_free_slow, free_fast, kmem_cache_alloc_bulk, push_many
 from realalloc.mm.page_alloc import fetch_retry_locked, free_any_block_locked, zone_for
-from realalloc.mm.pages import kind_of, pages_at, zero_pages, zero_range
+from realalloc.mm.pages import kind_of, pages_at, zero_range
 from realalloc.mm.pcp import pop_block, pop_block_slow, push_block
 from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.sheaf import pop
@@ -64,6 +64,7 @@ from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import barriers_work, my_place
 from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
 from realalloc.mm.window import area_at, granule_of
+from realalloc.mm.zeroing import zero_memory
 
 NR_CLASSES = len(KMALLOC_SIZES)
 CLASS_SHEAF_SHIFT = 32  # an entry of the class table
@@ -170,7 +171,7 @@ def kmalloc_slow(words: Words, nbytes: int, gfp: int) -> int:
         pfn = pop_block_slow(words, order, KIND_LARGE)
         if pfn != 0:
             if gfp & GFP_ZERO_BIT:
-                zero_pages(words, pfn, 1 << order)
+                zero_memory(words, pfn << PAGE_SHIFT, pfn, 1 << order)
             return pfn << PAGE_SHIFT
     return _kmalloc_locking(words, nbytes, gfp)
 

@@ -41,6 +41,7 @@ from realalloc.mm.layout import (
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
+    PAGE_SHIFT,
     PG_INFO,
     PG_LINK,
     PG_MAP0,
@@ -55,9 +56,10 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
     ZONE_SHIFT,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_pages, zone_at
+from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.pcp import fetch_block_locked, keep_block_locked, pop_block_slow, push_block
 from realalloc.mm.reclaim import reclaim_locked
+from realalloc.mm.zeroing import zero_memory
 
 
 @kernel
@@ -160,7 +162,7 @@ def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
     if pfn == 0:
         return ENOMEM
     if zero != 0:
-        zero_pages(words, pfn, pages)
+        zero_memory(words, pfn << PAGE_SHIFT, pfn, pages)
     if commit_locked(words, pfn, pages, -1) != OK:
         insert_span_locked(words, zone, pfn, pages)
         return ENOMEM
@@ -220,7 +222,7 @@ def alloc_pages(words: Words, order: int, gfp: int) -> int:
         pfn = pop_block_slow(words, order, KIND_PAGES)
         if pfn != 0:
             if gfp & GFP_ZERO_BIT:
-                zero_pages(words, pfn, 1 << order)
+                zero_memory(words, pfn << PAGE_SHIFT, pfn, 1 << order)
             return pfn
     lock(words)
     pfn = fetch_retry_locked(words, zone, order, KIND_PAGES, gfp)

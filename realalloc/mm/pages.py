@@ -19,11 +19,9 @@ from realalloc.mm.layout import (
     KIND_RUN,
     KIND_TAIL,
     MEMMAP,
-    OK,
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_STRUCT_WORDS,
-    PAGE_WORDS,
     PG_INFO,
     PG_MAP0,
     ZONE_MASK,
@@ -132,16 +130,3 @@ def count_resident(words: Words, pfn: int, end: int) -> int:
 def is_resident(words: Words, pfn: int) -> int:
     """Tell whether a page may hold memory."""
     return words[words[H_RESMAP] + (pfn >> 6)] >> (pfn & 63) & 1
-
-
-@entry
-def zero_pages(words: Words, pfn: int, pages: int) -> int:
-    """Make pages of a block that the caller owns read as zero, without touching those that already do."""
-    end = pfn + pages
-    while pfn < end:
-        first = pfn
-        while pfn < end and is_resident(words, pfn) == 1:
-            pfn += 1
-        zero_range(words, first * PAGE_WORDS, (pfn - first) * PAGE_WORDS)  # one memset a run, not one a page
-        pfn += 1
-    return OK

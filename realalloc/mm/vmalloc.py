@@ -53,7 +53,6 @@ from realalloc.mm.layout import (
     ORDER_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
-    PAGE_WORDS,
     PG_INFO,
     PG_LINK,
     PG_MAP0,
@@ -63,14 +62,13 @@ from realalloc.mm.layout import (
     V_PAGES,
     V_STAMP,
     V_TAG,
-    WORD_BYTES,
     Y_EPOCHS,
     Y_NS,
     Y_PURGED,
     Y_SERVED,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, page_at, zero_range
+from realalloc.mm.pages import clear_resident_locked, page_at
 from realalloc.mm.prim import MADV_DONTNEED, forget, is_several, madvise, may_move, move_pages, renew
 from realalloc.mm.window import (
     area_at,
@@ -84,6 +82,7 @@ from realalloc.mm.window import (
     take_addresses,
     unlist_area,
 )
+from realalloc.mm.zeroing import zero_chain
 
 HUGE_GRANULES = (PAGE_BYTES << HUGE_ORDER) // GRANULE_BYTES
 LAZY_SHARE_SHIFT = 2  # a quarter
@@ -320,7 +319,7 @@ def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
     if granule != 0:
         pages = words[area_at(words, granule) + V_PAGES]
         if zero != 0:
-            zero_range(words, area_offset(words, granule) // WORD_BYTES, pages * PAGE_WORDS)
+            zero_chain(words, words[area_at(words, granule) + V_FIRST], area_offset(words, granule))
     else:
         granule = _new_area(words, pages, zero)
         if granule < 0:

@@ -7,7 +7,7 @@ import random
 import numba
 import numpy as np
 import pytest
-from kernels import assert_pristine, is_zero, octets, page_index, trim, write, zone_pages
+from kernels import page_index
 from support import MIB, PAGE, RawArena
 
 from realalloc.mm.kmalloc import kmalloc
@@ -25,7 +25,7 @@ from realalloc.mm.layout import (
     ZONE_DMA,
     ZONE_SHIFT,
 )
-from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
+from realalloc.mm.page_alloc import alloc_pages, alloc_run
 from realalloc.mm.pages import (
     clear_resident_locked,
     count_resident,
@@ -34,7 +34,6 @@ from realalloc.mm.pages import (
     order_at,
     pages_at,
     set_resident_locked,
-    zero_pages,
     zero_range,
     zone_of,
 )
@@ -128,24 +127,3 @@ def test_a_range_of_words_is_zeroed_and_no_other(at: int, count: int) -> None:
     assert not words[at : at + count].any()
     assert (words[:at] == -1).all()
     assert (words[at + count :] == -1).all()
-
-
-def test_only_pages_that_may_hold_memory_are_zeroed(raw: RawArena) -> None:
-    pfn = int(alloc_pages(raw.words, 4, 0))
-    write(raw, pfn * PAGE, 16 * PAGE, 8)
-    resident(raw.words, 1, np.int64(pfn + 3), 2)  # the map says that these two hold nothing
-    assert zero_pages(raw.words, pfn, 16) == 0
-    assert is_zero(raw, pfn * PAGE, 3 * PAGE)
-    assert is_zero(raw, (pfn + 5) * PAGE, 11 * PAGE)
-    assert octets(raw, (pfn + 3) * PAGE, 2 * PAGE).any()
-    resident(raw.words, 0, np.int64(pfn + 3), 2)
-    free_pages(raw.words, pfn, 4)
-    trim(raw)
-    assert_pristine(raw)
-
-
-def test_zeroing_pages_that_hold_nothing_touches_nothing(raw: RawArena) -> None:
-    pfn = raw.plan.end_pfn - 20
-    assert zero_pages(raw.words, pfn, 20) == 0
-    assert raw.memory.resident_pages(pfn * PAGE, 20 * PAGE) == 0
-    assert zone_pages(raw) > 20
