@@ -6,7 +6,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from realalloc.mm.jit import CACHE_DIR, JIT, Entry, prune_caches
+from realalloc.mm.jit import JIT, Entry
+from realalloc.mm.jitcache import CACHE_DIR, prune_caches
 
 
 @contextlib.contextmanager

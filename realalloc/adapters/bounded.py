@@ -1,7 +1,8 @@
 """A counting budget: what an adapter may have out at once.
 
-A pool whose reserve is empty asks its backing allocator before it waits, so a pool alone bounds nothing. Whoever takes from a
-budget first, and never takes more elements than the pool's ``min_nr``, is always served from the reserve.
+A pool whose reserve is empty asks its backing allocator before it waits, unless it was made with ``order="reserve-only"``; an
+adapter does not choose the order of the pool that it is given. Whoever takes from a budget first, and never takes more
+elements than the pool's ``min_nr``, is always served from the reserve, whatever the order.
 Guarantee: a request for several is served whole or not at all, so two half-served takers never wait for each other.
 """
 

@@ -59,14 +59,14 @@ def machine_facts() -> Facts:
 def cache_facts() -> Facts:
     """Return what only the package itself knows: where compiled kernels are, and its limits."""
     from realalloc import arena
-    from realalloc.mm import jit, layout
+    from realalloc.mm import jit, jitcache, layout
 
     if jit.JIT:
-        there = jit._cached_names()
+        there = jitcache.cached_names()
         warm = sum(f"{made.room}.{made.__name__}" in there for made in jit._ENTRIES)
         state = f"{warm} of {len(jit._ENTRIES)} kernels"
         state += " (warm)" if warm == len(jit._ENTRIES) else " (cold: run 'realalloc warmup')"
-        where = str(jit.CACHE_DIR)
+        where = str(jitcache.CACHE_DIR)
     else:
         state, where = "NUMBA_DISABLE_JIT is set: kernels run as plain Python", "none"
     return {

@@ -31,7 +31,7 @@ def warm() -> Warmth:
     import realalloc.arena
     import realalloc.jit  # noqa: F401  # both make the list of kernels complete
     from realalloc.lease import cfunctions, datamem, factory
-    from realalloc.mm import jit
+    from realalloc.mm import jit, jitcache
     from realalloc.progress import compile_progress
 
     if not jit.JIT:
@@ -49,7 +49,7 @@ def warm() -> Warmth:
         compiled=compiled,
         loaded=kernels - compiled,
         seconds=seconds,
-        cache_dir=str(jit.CACHE_DIR),
+        cache_dir=str(jitcache.CACHE_DIR),
     )
 
 

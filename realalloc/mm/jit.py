@@ -1,8 +1,6 @@
-"""The one decorator of every kernel, the key of its disk cache, and the warm-up.
+"""The one decorator of every kernel, how kernels call each other and are called, and the warm-up.
 
-Guarantees: machine code on disk is used only by the very sources and flags it was made from. numba's own cache looks at
-the caller's file alone, so an edited ``layout.py`` would leave stale constants in its callers; here the cache directory
-is named by a hash of the whole room. Importing this module compiles nothing.
+Importing this module compiles nothing; what is compiled is kept on disk (:mod:`realalloc.mm.jitcache`).
 
 May not: know what any kernel does.
 """
@@ -11,18 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import gc
-import hashlib
 import importlib
 import inspect
 import operator
 import os
-import platform
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import llvmlite.binding
@@ -36,16 +28,18 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import _Intrinsic
 
+from realalloc.mm import jitcache
+from realalloc.mm.jitcache import CACHE_DIR, cached_names, in_cache
+
 Words = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
-JIT = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+JIT = jitcache.JIT  # whether there is machine code at all
 ARRAY_TYPE = types.Array(types.int64, 1, "C")
 # Kernels see the words as a bare pointer: an array argument costs seven registers and two atomic reference counts for each
 # call (a pair of kmalloc and kfree took 100 ns with arrays, 9 with pointers). Only bounds checking needs the array.
 POINTERS = JIT and not numba.config.BOUNDSCHECK  # type: ignore[attr-defined]
 WORDS_TYPE = types.CPointer(types.int64) if POINTERS else ARRAY_TYPE
-KEPT_CACHES = 8
 
 _ENTRIES: list[Entry] = []
 _AS_C = "_as_c"  # ends the symbol of an entry's C function
@@ -56,50 +50,6 @@ os.register_at_fork(
     after_in_parent=global_compiler_lock.release,
     after_in_child=global_compiler_lock.release,
 )
-
-
-def _flags() -> str:
-    names = ("BOUNDSCHECK", "OPT", "SLP_VECTORIZE", "LOOP_VECTORIZE", "DEBUGINFO", "CPU_NAME", "CPU_FEATURES")
-    return ";".join(f"{name}={getattr(numba.config, name, None)}" for name in names)
-
-
-def fingerprint() -> str:
-    """Name the code that a cached kernel was made from: sources, compiler versions, flags, machine."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in [*sorted(package.glob("*.py")), *sorted((package.parent / "lease").glob("*.py"))]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for part in (numba.__version__, llvmlite.__version__, np.__version__, sys.version, platform.machine(), _flags()):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:24]
-
-
-def _cache_root() -> Path:
-    """First writable of $REALALLOC_CACHE_DIR, the user's cache directory, the temporary directory."""
-    named = os.environ.get("REALALLOC_CACHE_DIR")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    mine = Path(tempfile.gettempdir()) / f"realalloc-{os.getuid()}"
-    for root in [Path(named)] if named else [user / "realalloc", mine]:
-        try:
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError:
-            continue
-        if os.access(root, os.W_OK) and root.stat().st_uid == os.getuid():
-            return root
-    return Path(tempfile.mkdtemp(prefix="realalloc-"))
-
-
-CACHE_DIR = _cache_root() / fingerprint() if JIT else Path(os.devnull)
-
-
-def in_cache(make: Callable[[], Any]) -> Any:
-    """Run ``make``, a numba decoration, so that its code is cached under :data:`CACHE_DIR`."""
-    saved = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-    numba.config.CACHE_DIR = str(CACHE_DIR)  # type: ignore[attr-defined]
-    try:  # numba's cache locator reads CACHE_DIR here, while it decorates, and never again
-        return make()
-    finally:
-        numba.config.CACHE_DIR = saved  # type: ignore[attr-defined]
 
 
 def kernel(func: F) -> F:
@@ -224,7 +174,7 @@ class Entry(_Intrinsic):  # type: ignore[misc]
     def _compile(self) -> None:
         for callee in _callees(self.dispatcher.py_func):
             callee.compile()
-        if Entry.on_compile is not None and f"{self.room}.{self.__name__}" not in _cached_names():
+        if Entry.on_compile is not None and f"{self.room}.{self.__name__}" not in cached_names():
             Entry.on_compile(self.__name__)
         wanted = signature(self.dispatcher.py_func)
         with Entry.own_code():
@@ -279,12 +229,6 @@ def _find(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-@functools.cache
-def _cached_names() -> frozenset[str]:
-    """Name the entries that were on disk when this process began, as ``file.function``."""
-    return frozenset(path.name.partition("-")[0] for path in CACHE_DIR.rglob("*.nbi"))
-
-
 def entry(func: F) -> F:
     """Make a kernel an :class:`Entry`, compiled when first needed. Without jit the function itself."""
     if not JIT:
@@ -315,20 +259,6 @@ def warm_up() -> int:
     for made in _ENTRIES:
         made.compile()
     return Entry.compiled
-
-
-def prune_caches() -> None:
-    """Forget the caches of older sources, all but the newest few."""
-    if not JIT:
-        return
-    others = [path for path in CACHE_DIR.parent.iterdir() if path.is_dir() and len(path.name) == len(CACHE_DIR.name)]
-    for path in sorted(others, key=lambda item: item.stat().st_mtime)[:-KEPT_CACHES]:
-        for file in sorted(path.rglob("*"), reverse=True):
-            if file.is_dir():
-                file.rmdir()
-            else:
-                file.unlink(missing_ok=True)
-        path.rmdir()
 
 
 _callback: Any = importlib.import_module("numba.core.ccallback")  # whose annotations do not tell what is used here

@@ -12,7 +12,8 @@ from commands import child, is_plain, on_terminal, run
 from realalloc import arena as arena_module
 from realalloc import facts
 from realalloc.cli import info
-from realalloc.mm.jit import CACHE_DIR, JIT
+from realalloc.mm.jit import JIT
+from realalloc.mm.jitcache import CACHE_DIR
 
 
 def test_facts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from commands import child, is_plain, on_terminal, run, start
 
-from realalloc.mm.jit import CACHE_DIR, JIT
+from realalloc.mm.jit import JIT
+from realalloc.mm.jitcache import CACHE_DIR
 
 jitted = pytest.mark.skipif(not JIT, reason="nothing is compiled without jit")
 

@@ -64,7 +64,8 @@ from realalloc.lease.capi import address_of_symbol, c_function, immortal, load_a
 from realalloc.lease.datamem import call_at
 from realalloc.memory import MADV_POPULATE_WRITE
 from realalloc.mm.atomic import thread_identity
-from realalloc.mm.jit import CACHE_DIR, JIT, CFunction, Entry, kernel, native
+from realalloc.mm.jit import JIT, CFunction, Entry, kernel, native
+from realalloc.mm.jitcache import CACHE_DIR
 from realalloc.mm.prim import madvise, sched_yield
 
 W: Final = 8

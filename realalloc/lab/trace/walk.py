@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from realalloc.lab.trace.format import FREE, REALLOC, Events
-from realalloc.mm.jit import in_cache
+from realalloc.mm.jitcache import in_cache
 
 Numbers = npt.NDArray[Any]
 POWERS: Final = 64

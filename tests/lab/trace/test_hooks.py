@@ -9,7 +9,7 @@ import pytest
 from support import JIT
 
 from realalloc.lab.trace import hooks, raw
-from realalloc.mm import jit
+from realalloc.mm import jitcache
 
 
 @pytest.mark.skipif(JIT, reason="there is machine code")
@@ -42,7 +42,7 @@ def test_objects_ask_for_nothing_of_numba_or_python() -> None:
     """A symbol that the recorded program does not have would end it when the hooks are loaded."""
     text = hooks.objects().read_bytes()
     assert b"numba_gil" not in text and b"PyErr" not in text and b"PyExc" not in text
-    assert jit.CACHE_DIR in hooks.objects().parents
+    assert jitcache.CACHE_DIR in hooks.objects().parents
 
 
 def test_words_of_the_control_block_do_not_overlap() -> None:
