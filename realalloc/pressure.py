@@ -13,9 +13,9 @@ import select
 import sys
 import time
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
+from realalloc.closing import Closing
 from realalloc.mm import layout
 from realalloc.mm.jit import Words
 from realalloc.mm.pressure import AVERAGE_SHIFT, add_trigger, remove_trigger, update_pressure
@@ -81,7 +81,7 @@ def _seconds(value: Any, what: str, low: float, high: float) -> int:
     return int(value * 1e9)
 
 
-class PressureTrigger:
+class PressureTrigger(Closing):
     """An fd that becomes readable when allocations have stalled for ``stall`` seconds within ``window``, once a window.
 
     Watch :meth:`fileno` in an event loop and call :meth:`clear` when it is readable, or :meth:`wait`. Ends with
@@ -131,16 +131,6 @@ class PressureTrigger:
             if self._number >= 0:
                 remove_trigger(words, self._number, self._fd)
             os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        """Return the trigger."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def __del__(self) -> None:
         """Close what nobody closed."""

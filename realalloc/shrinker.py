@@ -22,9 +22,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
+from realalloc.closing import Closing
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_NORETRY
 from realalloc.mm import layout
 from realalloc.mm.jit import Words
@@ -105,7 +105,7 @@ def _report(owner: str, error: Exception) -> None:
     del mortal
 
 
-class Shrinker:
+class Shrinker(Closing):
     """A registered pair of ``count`` and ``scan``; made by :meth:`realalloc.Arena.register_shrinker`.
 
     Registered until :meth:`close`, the end of its ``with`` block, or the arena's close.
@@ -148,16 +148,6 @@ class Shrinker:
             home.functions.pop(self, None)
 
     unregister = close
-
-    def __enter__(self) -> Self:
-        """Return the shrinker."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Unregister."""
-        self.close()
 
     def __repr__(self) -> str:
         """Show what it did."""

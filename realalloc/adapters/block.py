@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from realalloc.adapters.closing import Closing
 from realalloc.adapters.direct import BLOCK_BYTES, DirectFile, DirectIOWarning, StrPath
 from realalloc.adapters.octets import as_octets
 from realalloc.adapters.requests import Block, Requests
+from realalloc.closing import Closing
 
 if TYPE_CHECKING:
     from realalloc.mempool import MemPool

@@ -6,14 +6,10 @@ Guarantees: never draws more than four times a second, has no thread of its own,
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import sys
 import time
-from types import TracebackType
-from typing import Any, Self
 
-from realalloc.cli.output import CLEAR_LINE
+from realalloc.cli.output import LeavesACleanLine, overwrite
 from realalloc.lab.stress import Tick
 from realalloc.sizes import format_bytes
 from realalloc.text import use_rich
@@ -39,16 +35,14 @@ def cells(tick: Tick) -> list[tuple[str, str]]:
     ]
 
 
-class LiveView:
+class LiveView(LeavesACleanLine):
     """Shows ticks. A context manager; nothing is drawn before the first tick."""
 
     def __init__(self) -> None:
         """Choose how."""
-        self._live: Any = None
         self._terminal = sys.stderr.isatty()
         self._rich = use_rich(sys.stderr)
         self._next = 0.0
-        self._drawn = False
 
     def update(self, tick: Tick) -> None:
         """Show how it stands, if it is time to."""
@@ -64,8 +58,7 @@ class LiveView:
         text = ", ".join(f"{name} {value}" for name, value in cells(tick))
         if self._terminal:
             self._drawn = True
-            sys.stderr.write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
-            sys.stderr.flush()
+            overwrite(text)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -81,18 +74,3 @@ class LiveView:
         for name, value in cells(tick):
             table.add_row(name, value)
         self._live.update(table, refresh=True)
-
-    def __enter__(self) -> Self:
-        """Return the view."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave a clean line behind."""
-        with contextlib.suppress(OSError):
-            if self._live is not None:
-                self._live.stop()
-            elif self._drawn:
-                sys.stderr.write(CLEAR_LINE)
-                sys.stderr.flush()

@@ -17,12 +17,39 @@ from realalloc.text import use_rich
 CLEAR_LINE = "\r\x1b[K"
 
 
+def overwrite(text: str = "") -> None:
+    """Put text into the terminal's line on stderr, as much as fits, in place of what is there."""
+    sys.stderr.write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
+    sys.stderr.flush()
+
+
+class LeavesACleanLine:
+    """A context manager for what draws on stderr: with ``rich`` (``_live``), or in one line (``_drawn``)."""
+
+    _live: Any = None
+    _drawn: bool = False
+
+    def __enter__(self) -> Self:
+        """Return what draws."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take away what is drawn."""
+        with contextlib.suppress(OSError):
+            if self._live is not None:
+                self._live.stop()
+            elif self._drawn:
+                overwrite()
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=2))
 
 
-class ProgressLine:
+class ProgressLine(LeavesACleanLine):
     """Shows stages on stderr: a bar, a line that is overwritten, or in a pipe a line a stage. A context manager.
 
     ``quiet`` shows nothing; ``unit`` is what is counted. Nothing is drawn before the first ``update``,
@@ -32,7 +59,6 @@ class ProgressLine:
     def __init__(self, *, quiet: bool = False, unit: str = "files") -> None:
         """Choose how; nothing is shown yet."""
         self._stage = ""
-        self._bar: Any = None
         self._task: Any = None
         self._quiet = quiet
         self._unit = unit
@@ -46,9 +72,8 @@ class ProgressLine:
         if use_rich(sys.stderr):
             self._draw(stage, done, total, fresh=fresh)
         elif self._terminal:
-            text = f"{stage}: {done}/{total} {self._unit}"
-            sys.stderr.write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
-            sys.stderr.flush()
+            self._drawn = True
+            overwrite(f"{stage}: {done}/{total} {self._unit}")
         elif fresh:
             print(f"{stage}: {f'{done} of ' if done else ''}{total} {self._unit}", file=sys.stderr)
 
@@ -56,28 +81,13 @@ class ProgressLine:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        if self._bar is None:
+        if self._live is None:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             # no refresh thread: it would run beside what is measured
-            self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True, auto_refresh=False)
-            self._bar.start()
+            self._live = Progress(*columns, console=Console(file=sys.stderr), transient=True, auto_refresh=False)
+            self._live.start()
         if fresh:
             if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(stage, total=max(total, 1))
-        self._bar.update(self._task, completed=done, refresh=True)
-
-    def __enter__(self) -> Self:
-        """Return the line."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave a clean line behind."""
-        with contextlib.suppress(OSError):
-            if self._bar is not None:
-                self._bar.stop()
-            elif self._terminal and self._stage and not self._quiet:
-                sys.stderr.write(CLEAR_LINE)
-                sys.stderr.flush()
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(stage, total=max(total, 1))
+        self._live.update(self._task, completed=done, refresh=True)

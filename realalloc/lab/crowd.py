@@ -12,8 +12,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
 
+from realalloc.closing import Closing
 from realalloc.lab.interrupts import deferred
 from realalloc.lab.measure import check
 
@@ -31,7 +31,7 @@ def _cpu(thread: int) -> int:
     return cpus[thread % len(cpus)]
 
 
-class Workers:
+class Workers(Closing):
     """Threads that stay, so that an allocator's threads are warm in every turn but the first. A context manager."""
 
     def __init__(self, threads: int = 2) -> None:
@@ -52,14 +52,6 @@ class Workers:
         """End the threads."""
         for pool in self.pools:
             pool.shutdown()
-
-    def __enter__(self) -> Self:
-        """Return the workers."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the threads."""
-        self.close()
 
 
 def crowd(jobs: Sequence[Job]) -> list[int]:

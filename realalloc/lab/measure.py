@@ -11,6 +11,7 @@ and closed; Ctrl-C waits until the turn that runs is over.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import random
 import time
@@ -75,6 +76,10 @@ class Case:
     def name(self) -> str:
         """Workload and case."""
         return f"{self.workload} {self.case}".strip()
+
+
+# A row of whole rounds: no operation is timed alone, no loop runs without an allocator, and what loops return is compared.
+whole_rounds = functools.partial(Case, content=False, timed=False, harness=False)
 
 
 class Contestant(Protocol):

@@ -15,12 +15,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from realalloc.adapters.bounded import time_left, wait_until
-from realalloc.adapters.closing import Closing
 from realalloc.adapters.octets import as_octets
 from realalloc.adapters.scsi.cdb import MAX_CDB_BYTES, Command, Direction, Status, encode_lun
 from realalloc.adapters.scsi.request import Outcome, Request
 from realalloc.adapters.scsi.tags import Slot, TagSet
 from realalloc.adapters.scsi.target import Target
+from realalloc.closing import Closing
 from realalloc.sizes import as_int, as_timeout
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from realalloc.adapters.closing import Closing
 from realalloc.adapters.direct import check_kind
 from realalloc.adapters.scsi import cdb
 from realalloc.adapters.scsi.cdb import BLOCK_BYTES, Command, Direction, Opcode, Sense, Status
+from realalloc.closing import Closing
 from realalloc.sizes import as_int
 
 StrPath = str | os.PathLike[str]

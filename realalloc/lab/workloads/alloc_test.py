@@ -10,7 +10,7 @@ import numpy as np
 
 from realalloc.lab import streams
 from realalloc.lab.crowd import crowd
-from realalloc.lab.measure import Case, Turn, check
+from realalloc.lab.measure import Case, Turn, check, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope, threads_name
 
@@ -29,17 +29,8 @@ def cases(scope: Scope) -> Iterator[Case]:
         mine = np.minimum(slots // threads, each - 1)  # the last ones are too many where threads do not divide them
         make = functools.partial(_turn, threads=threads, places=each, slots=mine, sizes=sizes)
         parameters = {"slots": places, "sizes": "5..1024, halving", "seed": scope.seed}
-        yield Case(
-            NAME,
-            threads_name(threads),
-            number,
-            make,
-            parameters,
-            operation="alloc or free",
-            threads=threads,
-            content=False,
-            timed=False,
-            harness=False,
+        yield whole_rounds(
+            NAME, threads_name(threads), number, make, parameters, operation="alloc or free", threads=threads
         )
 
 

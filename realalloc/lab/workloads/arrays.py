@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
-from realalloc.lab.measure import Case, Turn
+from realalloc.lab.measure import Case, Turn, whole_rounds
 from realalloc.lab.pythons import PythonPeer, compile_loop
 from realalloc.lab.results import PYTHON
 from realalloc.lab.workloads.scope import Scope, size_name
@@ -32,7 +32,7 @@ def cases(scope: Scope) -> Iterator[Case]:
     """Give the sizes."""
     for (nbytes, live), number in SETS.items():
         parameters = {"size_bytes": nbytes, "live": live}
-        yield Case(
+        yield whole_rounds(
             NAME,
             f"{live} x {size_name(nbytes)}, touched",
             scope.count(number, 4),
@@ -41,9 +41,6 @@ def cases(scope: Scope) -> Iterator[Case]:
             operation="take + touch + drop",
             view=PYTHON,
             size_bytes=nbytes,
-            content=False,
-            timed=False,
-            harness=False,
         )
 
 

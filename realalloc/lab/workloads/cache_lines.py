@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from realalloc.lab.crowd import crowd
-from realalloc.lab.measure import Case, Turn, WorkDiffers, check
+from realalloc.lab.measure import Case, Turn, WorkDiffers, check, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope
 
@@ -27,18 +27,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         number = scope.count(600 * WRITES, WRITES) // WRITES * WRITES
         make = functools.partial(_turn, passive=name == "scratch")
         parameters = {"writes": WRITES}
-        yield Case(
-            NAME,
-            name,
-            number,
-            make,
-            parameters,
-            operation="write",
-            threads=2,
-            content=False,
-            timed=False,
-            harness=False,
-        )
+        yield whole_rounds(NAME, name, number, make, parameters, operation="write", threads=2)
 
 
 def _turn(p: Peer, *, passive: bool) -> Turn:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from realalloc.lab import streams
-from realalloc.lab.measure import Case, Turn, check
+from realalloc.lab.measure import Case, Turn, check, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope
 
@@ -23,15 +23,12 @@ def cases(scope: Scope) -> Iterator[Case]:
     slots = streams.slots(buffers, buffers + number, scope.seed)
     sizes = streams.uniform(5 << 17, 25 << 17, buffers + number, scope.seed) * 8
     make = functools.partial(_turn, buffers=buffers, slots=slots, sizes=sizes)
-    yield Case(
+    yield whole_rounds(
         NAME,
         f"{BUFFERS} x 5M..25M, zeroed",
         number,
         make,
         {"buffers": buffers, "sizes": "5..25 MiB", "seed": scope.seed},
-        content=False,
-        timed=False,
-        harness=False,
     )
 
 

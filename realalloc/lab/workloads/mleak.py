@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from realalloc.lab.crowd import crowd
-from realalloc.lab.measure import Case, Turn, WorkDiffers
+from realalloc.lab.measure import Case, Turn, WorkDiffers, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope
 
@@ -20,17 +20,7 @@ TABLE = 1000
 def cases(scope: Scope) -> Iterator[Case]:
     """Give one row."""
     number = scope.count(500, WAVE) // WAVE * WAVE
-    yield Case(
-        NAME,
-        f"{WAVE} at a time",
-        number,
-        _turn,
-        operation="thread",
-        threads=WAVE,
-        content=False,
-        timed=False,
-        harness=False,
-    )
+    yield whole_rounds(NAME, f"{WAVE} at a time", number, _turn, operation="thread", threads=WAVE)
 
 
 def _turn(p: Peer) -> Turn:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from realalloc.lab.crowd import crowd
-from realalloc.lab.measure import Case, Turn, check
+from realalloc.lab.measure import Case, Turn, check, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope, threads_name
 
@@ -26,17 +26,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         make = functools.partial(_turn, threads=threads, seed=scope.seed)
         parameters = {"exchanged": TABLE, "seed": scope.seed}
         # The first words hold addresses: what the loops return, the words written, is compared instead.
-        yield Case(
-            NAME,
-            threads_name(threads),
-            number,
-            make,
-            parameters,
-            threads=threads,
-            content=False,
-            timed=False,
-            harness=False,
-        )
+        yield whole_rounds(NAME, threads_name(threads), number, make, parameters, threads=threads)
 
 
 def _shares(threads: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from realalloc.lab import streams
 from realalloc.lab.crowd import crowd
 from realalloc.lab.loops.waits import LINE
-from realalloc.lab.measure import Case, Turn
+from realalloc.lab.measure import Case, Turn, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope, threads_name
 
@@ -28,17 +28,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         number = scope.count(1000 * PAIRS_A_LOOP, 4 * PAIRS_A_LOOP)
         make = functools.partial(_turn, threads=threads, sizes=sizes, seed=scope.seed)
         parameters = {"slots": SLOTS, "sizes": "8..16000", "seed": scope.seed}
-        yield Case(
-            NAME,
-            threads_name(threads),
-            number,
-            make,
-            parameters,
-            threads=threads,
-            content=False,
-            timed=False,
-            harness=False,
-        )
+        yield whole_rounds(NAME, threads_name(threads), number, make, parameters, threads=threads)
 
 
 def _turn(p: Peer, *, threads: int, sizes: Any, seed: int) -> Turn:

@@ -10,7 +10,7 @@ import numpy as np
 
 from realalloc.lab import streams
 from realalloc.lab.loops.crowds import COUNT, DEPTH, HAND, STREAM, WAITING
-from realalloc.lab.measure import Case, Turn, WorkDiffers
+from realalloc.lab.measure import Case, Turn, WorkDiffers, whole_rounds
 from realalloc.lab.peers import Peer
 from realalloc.lab.workloads.scope import Scope
 
@@ -25,7 +25,7 @@ def cases(scope: Scope) -> Iterator[Case]:
     for name, sizes in (("64", np.full(STREAM, 64, np.int32)), ("mix", streams.xmalloc(STREAM, scope.seed))):
         make = functools.partial(_turn, scope=scope, sizes=sizes)
         parameters = {"batch": HAND, "depth": DEPTH, "seed": scope.seed}
-        yield Case(NAME, name, number, make, parameters, threads=2, content=False, timed=False, harness=False)
+        yield whole_rounds(NAME, name, number, make, parameters, threads=2)
 
 
 def _turn(p: Peer, *, scope: Scope, sizes: Any) -> Turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from realalloc.adapters.closing import Closing
+from realalloc.closing import Closing
 
 
 class Counts(Closing):

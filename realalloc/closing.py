@@ -9,6 +9,8 @@ from typing import Self
 class Closing:
     """A context manager that closes itself."""
 
+    __slots__ = ()
+
     def close(self) -> None:
         """Give everything back; a second close does nothing."""
         raise NotImplementedError
