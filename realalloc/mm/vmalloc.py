@@ -6,7 +6,8 @@
    into the window (mremap with MREMAP_DONTUNMAP, one call for each run of adjacent pages). RSS counts them once.
 3. A freed area stays mapped (lazy), to be handed out again without any call, for as many pages or up to an eighth less.
    Memory pressure, ``trim``, decay and a bound on H_VM_LAZY_PAGES send pages back, the oldest area first: a quarter of the
-   arena, and beyond LAZY_PAGES no more than what is live, or twice what was freed last.
+   arena, and beyond LAZY_PAGES no more than what is live, or twice what was freed last. A new area is made of them before it
+   is made of fresh memory.
 
 Invariant: an area's blocks hold exactly V_PAGES pages, and name its first granule in PG_MAP0.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from realalloc.mm.atomic import address_of
 from realalloc.mm.backlog import account_freed
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked, free_pages_total
-from realalloc.mm.commit import refuse_huge
+from realalloc.mm.commit import purgeable_pages, refuse_huge
 from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -45,6 +46,7 @@ from realalloc.mm.layout import (
     H_VM_PAGES,
     H_VMAP,
     HUGE_ORDER,
+    HUGE_PAGES,
     KIND_AREA,
     KIND_MASK,
     LIST_PREV_MASK,
@@ -66,9 +68,10 @@ from realalloc.mm.layout import (
     Y_NS,
     Y_PURGED,
     Y_SERVED,
+    Z_COUNTS,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, page_at
+from realalloc.mm.pages import clear_resident_locked, page_at, zone_at
 from realalloc.mm.prim import MADV_DONTNEED, forget, is_several, madvise, may_move, move_pages, renew
 from realalloc.mm.window import (
     area_at,
@@ -161,6 +164,15 @@ def free_chain(words: Words, pfn: int, dropped: int) -> None:
 
 
 @kernel
+def _is_listed(words: Words, order: int) -> int:
+    """Tell whether there is a free block of an order or larger before the frontier."""
+    listed = 0
+    for k in range(order, words[H_MAX_ORDER] + 1):
+        listed += words[zone_at(ZONE_NORMAL) + Z_COUNTS + k]
+    return 1 if listed != 0 else 0
+
+
+@kernel
 def collect_blocks(words: Words, pages: int, zero: int) -> int:
     """Allocate ``pages`` pages as few large blocks, chained; return the first pfn or ENOMEM with nothing taken.
 
@@ -174,6 +186,8 @@ def collect_blocks(words: Words, pages: int, zero: int) -> int:
     while pages > 0:
         while 1 << order > pages:
             order -= 1
+        while order > HUGE_ORDER and _is_listed(words, order) == 0 and purgeable_pages(words) >= pages:
+            order -= 1  # smaller blocks that hold memory, before fresh ones
         pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, zero)
         if pfn < 0 and order == 0:  # free pages there are, but none whose memory could be made room for
             free_chain(words, head, 0)
@@ -276,7 +290,13 @@ def _reuse_lazy(words: Words, pages: int) -> int:
 
 @kernel
 def _new_area(words: Words, pages: int, zero: int) -> int:
-    """Make and map an area; its granule, or ENOMEM with nothing taken."""
+    """Make and map an area; its granule, or ENOMEM with nothing taken.
+
+    Where free pages that hold memory are too few, kept areas are taken apart for theirs, the oldest first: to move page-table
+    entries costs less than to fault fresh pages in, and nothing more becomes resident. For less than 2 MiB nobody does that.
+    """
+    while pages >= HUGE_PAGES and words[H_VM_LAZY_PAGES] > 0 and purgeable_pages(words) < pages:
+        _undo_lazy(words, words[H_VM_LAZY] & LIST_PREV_MASK, 0)
     head = collect_blocks(words, pages, zero)
     if head < 0 and words[H_VM_LAZY_PAGES] > 0:
         purge_lazy_locked(words, 0)

@@ -217,6 +217,30 @@ def test_an_area_that_is_a_little_longer_serves_too_the_best_one_first(raw: RawA
     raw.validate()
 
 
+@pytest.mark.parametrize("zero", [0, GFP_ZERO_BIT])
+def test_a_new_area_is_made_of_kept_ones_before_fresh_pages_the_oldest_first(zero: int) -> None:
+    raw = RawArena(64 * MIB, 10)
+    areas = [int(vmalloc(raw.words, pages * PAGE, 0)) for pages in (700, 900, 1100)]
+    live = int(vmalloc(raw.words, 40 * PAGE, 0))
+    for offset, pages in zip((*areas, live), (700, 900, 1100, 40), strict=True):
+        write(raw, offset, min(pages, 512) * PAGE, pages)
+    for offset in areas:
+        kfree(raw.words, offset)
+    committed = int(raw.words[H_COMMITTED_PAGES])
+    taken = int(vmalloc(raw.words, 1500 * PAGE, zero))
+    assert raw.words[H_COMMITTED_PAGES] <= committed + 100  # what is less than 2 MiB may be fresh
+    assert raw.words[H_VM_LAZY_PAGES] == 1100
+    assert is_zero(raw, taken, 1500 * PAGE) or not zero
+    write(raw, taken, 512 * PAGE, 5)
+    assert vmalloc(raw.words, 1100 * PAGE, 0) == areas[2]
+    assert holds(raw, areas[2], 512 * PAGE, 1100)
+    assert holds(raw, live, 40 * PAGE, 40)
+    fresh = int(vmalloc(raw.words, 1500 * PAGE, zero))  # nothing is kept any more
+    assert raw.words[H_COMMITTED_PAGES] >= committed + 1500 - 100
+    raw.validate()
+    assert_pristine_after(raw, [taken, areas[2], live, fresh])
+
+
 def test_beyond_some_areas_only_as_much_is_kept_as_lives_the_oldest_goes_first() -> None:
     raw = RawArena(1024 * MIB, 10)
     pages = LAZY_PAGES // 8
