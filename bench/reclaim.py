@@ -18,13 +18,16 @@ import numba
 import numpy as np
 
 import realalloc as ra
+from bench.classes import class_speed, long_life
 from bench.measure import Result, sample
 from realalloc.jit import as_array, kfree, kmalloc
 from realalloc.lab import streams
 from realalloc.lab.natives import Native, find_natives
+from realalloc.lab.peers import ours
+from realalloc.lab.workloads import jitted_cases
+from realalloc.lab.workloads.scope import Scope
 from realalloc.memory import Memory, anonymous
-from realalloc.mm.kmalloc import ksize
-from realalloc.rss import RssSampler, rss, trim_heap
+from realalloc.rss import rss, trim_heap
 
 MIB = 1 << 20
 OURS = "realalloc"
@@ -33,7 +36,6 @@ LAST_MIB = 1.5  # at most, when all but the last block were freed
 DECAY_S = 1.0
 PAIR_S = 0.001  # a pair a millisecond, while memory decays
 OBJECTS = 400_000
-LIFE_SLOTS, LIFE_BYTES = 20_000, (16, 4096)
 
 
 class Blocks:
@@ -85,28 +87,6 @@ def _take(words: Any, size: int) -> int:
 @numba.njit(nogil=True)
 def _give(words: Any, offset: int) -> int:
     return kfree(words, offset)
-
-
-@numba.njit(nogil=True)
-def _live(words: Any, slots: Any, sizes: Any, begin: int, end: int, seed: int) -> int:
-    """Replace the block of a random slot, over and over; return the bytes that are live then, < 0 if memory ran out."""
-    live = 0
-    for k in range(len(slots)):
-        live += sizes[k]
-    for step in range(begin, end):
-        seed = (seed * 6364136223846793005 + 1442695040888963407) & 0x7FFFFFFFFFFFFFFF
-        k = (seed >> 33) % len(slots)
-        size = 16 << ((seed >> 20) % 8)
-        size += (seed >> 40) % size
-        if slots[k] != 0:
-            kfree(words, slots[k])
-        live += size - sizes[k]
-        slots[k] = kmalloc(words, size)
-        sizes[k] = size
-        if slots[k] <= 0:
-            return -step
-        as_array(words, slots[k], 1)[0] = step
-    return live
 
 
 @numba.njit(nogil=True)
@@ -189,36 +169,6 @@ def decayed(*, smoke: bool) -> list[Result]:
         if label in most
         else Result(f"all {count} freed, {label}", "MiB", amounts, OURS, {})
         for label, amounts in rows.items()
-    ]
-
-
-def long_life(*, smoke: bool) -> list[Result]:
-    """Random replacement, 10**8 operations: the peak over live bytes and metadata, and growth after the second tenth."""
-    number = 20_000 if smoke else 10**8
-    with ra.Arena("512MiB") as arena:
-        slots, sizes = np.zeros(LIFE_SLOTS, np.int64), np.zeros(LIFE_SLOTS, np.int64)
-        _live(arena.words, slots, sizes, 0, 1, 1)
-        before, peaks, lives = rss(), [], []
-        for tenth in range(10):
-            with RssSampler() as sampler:
-                lives.append(
-                    _live(arena.words, slots, sizes, tenth * number // 10, (tenth + 1) * number // 10, tenth + 1)
-                )
-            peaks.append(sampler.peak - before)
-        arena.validate()
-        metadata = arena.residency().metadata
-        usable = sum(int(ksize(arena.words, offset)) for offset in slots.tolist() if offset)
-        for offset in slots.tolist():
-            if offset:
-                _give(arena.words, offset)
-    bound = max(lives) + metadata
-    medians = {"RSS at peak": max(peaks) / MIB, "live + metadata": bound / MIB}
-    notes = {
-        "last tenth / second": peaks[9] / max(1, peaks[1]),
-        "peak / (bytes of the size classes + metadata)": max(peaks) / (usable + metadata),
-    }
-    return [
-        Result(f"replacement, {number} operations", "MiB", medians, "RSS at peak", {"live + metadata": 1.15}, notes)
     ]
 
 
@@ -335,8 +285,27 @@ def _burst(arena: ra.Arena) -> Callable[[int], object]:
     return run
 
 
+def stressed(*, smoke: bool) -> list[Result]:
+    """What decay costs mstress: threads that allocate, exchange and free, and all memory that comes and goes."""
+    results = []
+    for case in jitted_cases(Scope(0.02 if smoke else 1.0, 2, 1), {"mstress"}):
+        with ra.Arena("1GiB", decay=10) as on, ra.Arena("1GiB", decay=None) as off, ra.Arena("1GiB", decay=1) as fast:
+            arenas = {"decay=10": on, "decay=1": fast, "decay=None": off}
+            turns = {who: case.make(ours(arena.words)) for who, arena in arenas.items()}
+            spent = sample(turns, case.number * (1 if smoke else 40), 2 if smoke else 11)
+            for turn in turns.values():
+                turn.close()
+        medians = {who: statistics.median(times) for who, times in spent.items()}
+        for who in ("decay=10", "decay=1"):
+            ratio = statistics.median(a / b for a, b in zip(spent[who], spent["decay=None"], strict=True))
+            row = {name: medians[name] for name in (who, "decay=None")}
+            name = f"cost of {who}, mstress, {case.case}"
+            results.append(Result(name, "ns", row, who, {"decay=None": 1.05}, ratios={"decay=None": ratio}))
+    return results
+
+
 def reclaim(*, smoke: bool) -> list[Result]:
     """Run all parts."""
     anonymous(4096).close()
-    parts = (trimmed, decayed, long_life, trim_speed, limited, cost)
+    parts = (trimmed, decayed, long_life, class_speed, trim_speed, limited, cost, stressed)
     return [result for part in parts for result in part(smoke=smoke)]

@@ -64,6 +64,7 @@ from realalloc.tables import TableMethods
 MIN_BYTES = 256 << 10
 MAX_BYTES = 4 << 40
 DECAY_S = 10.0  # as jemalloc's dirty_decay_ms
+CLASSES = {"kernel": layout.KMALLOC_SIZES, "fine": layout.KMALLOC_FINE_SIZES}
 HUGE = {"auto": layout.HUGE_AUTO, True: layout.HUGE_ALWAYS, False: layout.HUGE_NEVER}
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
@@ -98,6 +99,8 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
     ``size``: bytes, or text such as ``"1GiB"``; metadata included. Keyword-only:
     ``limit``: bytes of pages that may hold memory at one time; ``set_limit`` moves it.
     ``decay``: seconds after which freed memory has gone back to the system, smoothly; 0: at once, None: never by itself.
+    ``classes``: sizes of ``kmalloc``'s blocks up to 8 KiB: the ``"kernel"``'s, or ``"fine"``, four to an octave: less memory,
+    and more caches. Every other verb is the same.
     ``kswapd``: give it back in the background; otherwise only those who free memory do.
     ``max_order``: the largest buddy block is ``4096 << max_order``.
     ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing; ``"auto"``
@@ -122,6 +125,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         debug: str = "",
         decay: float | None = DECAY_S,
         kswapd: bool = True,
+        classes: str = "kernel",
     ) -> None:
         """Reserve the range and lay it out."""
         _refuse_unsupported()
@@ -133,6 +137,8 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             raise ValueError(f"huge_pages must be 'auto', True or False, not {huge_pages!r}")
         if set(debug) - {"F"}:
             raise ValueError(f"debug={debug!r}: only 'F' exists in this version")
+        if not isinstance(classes, str) or classes not in CLASSES:
+            raise ValueError(f"classes must be 'kernel' or 'fine', not {classes!r}")
         bound = None if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES)
         decay_ns = as_decay_ns(decay)
         plan = layout.plan(nbytes, order, as_bytes(lock, "lock"), bound)
@@ -145,7 +151,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             huge = HUGE[huge_pages]
             if huge == layout.HUGE_AUTO and thp_mode() == "never":  # units of small pages would be books for nothing
                 huge = layout.HUGE_NEVER
-            self._memory = self._map(plan, huge, prefault=bool(prefault))
+            self._memory = self._map(plan, huge, CLASSES[classes], prefault=bool(prefault))
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
         self._shrinkers = Shrinkers()
@@ -161,7 +167,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         self._is_served = bool(kswapd)
         self._serve(decay_ns)
 
-    def _map(self, plan: layout.Plan, huge: int, *, prefault: bool) -> Memory:
+    def _map(self, plan: layout.Plan, huge: int, sizes: tuple[int, ...], *, prefault: bool) -> Memory:
         page = layout.PAGE_BYTES
         wanted = min(plan.end_pfn - plan.dma_end_pfn, plan.limit_pages)
         if (
@@ -192,7 +198,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             ) from None
         words = memory.words
         layout.format_words(words, plan, huge)
-        create_classes(words)
+        create_classes(words, sizes)
         if locked[1]:
             reach(words, layout.ZONE_DMA, locked[1] // page)
         if prefault:
@@ -418,7 +424,7 @@ if not JIT:  # with machine code, realalloc.lease.forks does it
 
 def default_arena() -> Arena:
     """Return the process's arena, made on first use: REALALLOC_SIZE (1GiB), _LIMIT, _MAX_ORDER, _HUGE_PAGES, _LOCK,
-    _DECAY (seconds, or ``none``).
+    _DECAY (seconds, or ``none``), _CLASSES.
     """
     with _default_lock:
         if not _default or _default[0].closed:
@@ -432,6 +438,7 @@ def default_arena() -> Arena:
                 huge_pages={"1": True, "true": True, "0": False, "false": False}.get(huge, huge),
                 lock=environ.get("REALALLOC_LOCK", "0"),
                 decay=None if decay == "none" else float(decay),
+                classes=environ.get("REALALLOC_CLASSES", "kernel").lower(),
             )
             _default[:] = [made]
         return _default[0]

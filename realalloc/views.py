@@ -50,11 +50,11 @@ def _kmalloc_name(words: Words, c: int) -> str | None:
     index = (c - int(words[at.H_CACHES])) // at.CACHE_WORDS
     if index < len(INTERNAL):
         return INTERNAL[index]
-    family, k = divmod(index - len(INTERNAL), len(at.KMALLOC_SIZES))
+    family = (index - len(INTERNAL)) // int(words[at.H_NR_CLASSES])
     if family >= int(words[at.H_NR_ZONES]):
         return None
-    size = at.KMALLOC_SIZES[k]
-    text = f"{size // 1024}k" if size >= 1024 else str(size)
+    size = int(words[c + at.C_OBJECT_BYTES])
+    text = str(size) if size % 1024 else f"{size // 1024}k"
     return ("kmalloc-", "dma-kmalloc-")[family] + text
 
 

@@ -267,14 +267,14 @@ def area_record(raw: RawArena, offset: int) -> int:
     return int(raw.words[H_VMAP]) + granule * AREA_WORDS
 
 
-def class_size(nbytes: int) -> int:
+def class_size(nbytes: int, sizes: Sequence[int] = KMALLOC_SIZES) -> int:
     """Say which size class serves a request."""
-    return next(size for size in KMALLOC_SIZES if size >= nbytes)
+    return next(size for size in sizes if size >= nbytes)
 
 
 def class_cache(raw: RawArena, size: int, zone: int = ZONE_NORMAL) -> int:
     """Find the cache of a size class, behind the internal ones."""
-    index = NR_INTERNAL + KMALLOC_SIZES.index(size) + zone * len(KMALLOC_SIZES)
+    index = NR_INTERNAL + raw.sizes.index(size) + zone * len(raw.sizes)
     return int(raw.words[H_CACHES]) + index * CACHE_WORDS
 
 

@@ -34,12 +34,14 @@ class RawArena:
         *,
         sheaves: bool = True,
         huge: int = layout.HUGE_NEVER,
+        sizes: tuple[int, ...] = layout.KMALLOC_SIZES,
     ) -> None:
         self.plan = layout.plan(size, max_order, dma, limit)
         self.memory = Memory(self.plan.total_bytes, self.plan.align_bytes, self.plan.window_start_bytes)
         self.words = self.memory.words
         layout.format_words(self.words, self.plan, huge)
-        create_classes(self.words)
+        self.sizes = sizes
+        create_classes(self.words, sizes)
         if not sheaves:  # nothing is kept: what was freed is free
             self.words[layout.H_SHEAVES] = 0
 

@@ -90,12 +90,83 @@ def test_a_size_out_of_reach_is_a_value_error(size: Any) -> None:
         ({"huge_pages": "always"}, ValueError, "huge_pages must be"),
         ({"huge_pages": 1}, ValueError, "huge_pages must be"),
         ({"debug": "FZ"}, ValueError, "debug='FZ'"),
+        ({"classes": "coarse"}, ValueError, "classes must be 'kernel' or 'fine', not 'coarse'"),
+        ({"classes": 4}, ValueError, "classes must be"),
+        ({"classes": ["fine"]}, ValueError, "classes must be"),
         ({"colour": 1}, TypeError, "colour"),
     ],
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ra.Arena(MIB, **options)
+
+
+def slabinfo_sizes(arena: ra.Arena) -> dict[str, int]:
+    """Read the names of kmalloc's caches and their objects' bytes."""
+    rows = [line.split() for line in arena.slabinfo().splitlines() if "kmalloc-" in line]
+    return {row[0]: int(row[3]) for row in rows}
+
+
+@pytest.mark.parametrize(("classes", "sizes"), [("kernel", layout.KMALLOC_SIZES), ("fine", layout.KMALLOC_FINE_SIZES)])
+def test_classes_say_what_kmalloc_hands_out(classes: str, sizes: tuple[int, ...]) -> None:
+    with ra.Arena("64MiB", classes=classes, lock=PAGE) as arena:
+        names = [str(size) if size % 1024 else f"{size // 1024}k" for size in sizes]
+        wanted = {f"kmalloc-{name}": size for name, size in zip(names, sizes, strict=True)}
+        assert slabinfo_sizes(arena) == wanted | {f"dma-{name}": size for name, size in wanted.items()}
+        for name in wanted:
+            with pytest.raises(ValueError, match="exists"):
+                arena.kmem_cache(name, 100)
+        held = []
+        for nbytes in range(1, 8193, 1 if JIT else 7):
+            held.append(arena.kzalloc(nbytes))
+            assert arena.ksize(held[-1]) == next(size for size in sizes if size >= nbytes)
+            assert address(held[-1]) % (nbytes & -nbytes) == 0
+            held[-1][:] = bytes([nbytes % 251]) * nbytes
+        arena.validate()
+        assert all(bytes(buf) == bytes([len(buf) % 251]) * len(buf) for buf in held)
+        waste = arena.fragmentation()
+        assert {cache.name for cache in waste.caches} >= set(wanted)
+        assert sum(cache.used_bytes for cache in waste.caches if cache.name in wanted) == sum(map(arena.ksize, held))
+        assert waste.slab_bytes == sum(
+            c.used_bytes + c.padding_bytes + c.free_bytes + c.tail_bytes for c in waste.caches
+        )
+        held.clear()
+
+
+def test_fine_classes_grow_blocks_and_charge_what_they_hand_out() -> None:
+    with ra.Arena("16MiB", classes="fine") as arena:
+        buf = arena.kmalloc(1)
+        buf[0] = 7
+        moves = 0
+        for nbytes in range(2, 20_000, 1 if JIT else 13):
+            before = address(buf)
+            buf = arena.krealloc(buf, nbytes)
+            moves += address(buf) != before
+            buf[nbytes - 1] = nbytes % 251
+        assert buf[0] == 7 and moves >= len(layout.KMALLOC_FINE_SIZES) - 1
+        with arena.budget("b", limit="1MiB") as budget:
+            held = [arena.kmalloc(nbytes) for nbytes in (1, 17, 81, 1025, 3000, 5121, 7000)]
+        assert budget.used == 8 + 32 + 96 + 1280 + 3072 + 6144 + 8192 == sum(map(arena.ksize, held))
+        held.clear()
+        assert budget.used == 0
+        arena.validate()
+        del buf
+
+
+@pytest.mark.skipif(not JIT, reason="NumPy's handler needs machine code")
+@pytest.mark.parametrize("align", [16, 64, 256, 1024, 4096])
+def test_fine_classes_keep_alignments(align: int) -> None:
+    with ra.Arena("64MiB", classes="fine") as arena:
+        held = [arena.empty(nbytes, np.uint8, align=align) for nbytes in range(1, 9000, 37)]
+        assert all(array.ctypes.data % align == 0 for array in held)
+        made = arena.c_functions()
+        malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(made.malloc)
+        free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(made.free)
+        for nbytes in range(9, 9000, 11):
+            block = malloc(made.context, nbytes)
+            assert block % 16 == 0
+            free(made.context, block)
+        held.clear()
 
 
 @pytest.mark.parametrize("size", ["256KiB", "1MiB", "3MiB", "67MiB"] if JIT else ["256KiB", "1MiB", "3MiB"])

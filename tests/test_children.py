@@ -439,6 +439,7 @@ def test_the_environment_sets_the_options_of_the_default_arena() -> None:
         START
         + """
 a = ra.default_arena(); print(a is ra.default_arena(), a.stats().size, a.stats().limit, len(a.buddyinfo().split()))
+print(a.ksize(a.kmalloc(65)))
 try: a.alloc_pages(4)
 except ValueError as error: print(error)
 a.close(); print(ra.default_arena() is a)
@@ -448,8 +449,9 @@ a.close(); print(ra.default_arena() is a)
             "REALALLOC_LIMIT": "4MiB",
             "REALALLOC_MAX_ORDER": "3",
             "REALALLOC_HUGE_PAGES": "0",
+            "REALALLOC_CLASSES": "Fine",
         },
-        expect=f"True {32 << 20} {4 << 20} 15\norder must be at most 3, not 4\nFalse",
+        expect=f"True {32 << 20} {4 << 20} 15\n80\norder must be at most 3, not 4\nFalse",
     )
 
 
@@ -460,6 +462,7 @@ a.close(); print(ra.default_arena() is a)
         ("REALALLOC_LIMIT", "1.3"),
         ("REALALLOC_MAX_ORDER", "x"),
         ("REALALLOC_HUGE_PAGES", "?"),
+        ("REALALLOC_CLASSES", "?"),
     ],
 )
 def test_a_bad_environment_variable_is_a_value_error_that_shows_the_value(name: str, value: str) -> None:

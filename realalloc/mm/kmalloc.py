@@ -19,6 +19,7 @@ from realalloc.mm.layout import (
     C_OBJECT_BYTES,
     C_SHEAF,
     CACHE_WORDS,
+    CF_LEAN,
     CF_NO_SHEAVES,
     EINVAL,
     ENOMEM,
@@ -30,6 +31,7 @@ from realalloc.mm.layout import (
     H_END_PFN,
     H_FREEMAP_CACHE,
     H_MAX_ORDER,
+    H_NR_CLASSES,
     H_NR_ZONES,
     H_SHEAF_CACHE,
     H_SHEAVES,
@@ -66,30 +68,31 @@ from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_
 from realalloc.mm.window import area_at, granule_of
 from realalloc.mm.zeroing import zero_memory
 
-NR_CLASSES = len(KMALLOC_SIZES)
 CLASS_SHEAF_SHIFT = 32  # an entry of the class table
 CLASS_CACHE_MASK = (1 << CLASS_SHEAF_SHIFT) - 1
 
 
-def create_classes(words: Words) -> None:
-    """Make the internal free map cache and the kmalloc caches of each zone, and fill the class table. Runs once."""
+def create_classes(words: Words, sizes: tuple[int, ...] = KMALLOC_SIZES) -> None:
+    """Make the internal caches and the kmalloc caches of each zone, one a size, and fill the class table. Runs once."""
     objects = slab_min_objects()
     max_order = int(words[H_MAX_ORDER])
     words[H_SHEAVES] = 1 if words[H_END_PFN] >= MIN_SHEAVES_PAGES and barriers_work() else 0
     inner = CF_NO_SHEAVES  # they serve under the lock, sheaves and slabs themselves among others
     words[H_FREEMAP_CACHE] = cache_create(words, EXTERNAL_MAP_BYTES, 64, EXTERNAL_MAP_BYTES, 0, inner, ZONE_NORMAL)
     words[H_SHEAF_CACHE] = cache_create(words, SHEAF_BYTES, 64, SHEAF_BYTES, 0, inner, ZONE_NORMAL)
+    words[H_NR_CLASSES] = len(sizes)
+    lean = CF_LEAN if len(sizes) > len(KMALLOC_SIZES) else 0  # what an octave keeps does not depend on its classes
     for zone in range(int(words[H_NR_ZONES])):
         made = []
-        for size in KMALLOC_SIZES:
+        for size in sizes:
             align = size & -size
             stride, order = cache_geometry(size, align, max_order, objects)
             order = max(order, (size - 1) // PAGE_BYTES)  # 8 KiB where no block is that large: a cache that stays empty
-            flags = 0 if zone == ZONE_NORMAL else inner
+            flags = lean if zone == ZONE_NORMAL else lean | inner
             made.append(cache_create(words, size, align, stride, order, flags, zone))
-        if zone == ZONE_NORMAL:  # the DMA family sits NR_CLASSES descriptors behind
+        if zone == ZONE_NORMAL:  # the DMA family sits H_NR_CLASSES descriptors behind
             for step in range(KMALLOC_MAX_CACHE_BYTES // 8 + 1):
-                c = made[next(k for k, size in enumerate(KMALLOC_SIZES) if size >= step * 8)]
+                c = made[next(k for k, size in enumerate(sizes) if size >= step * 8)]
                 words[KMALLOC_TABLE + step] = int(words[c + C_SHEAF]) << CLASS_SHEAF_SHIFT | c
 
 
@@ -97,7 +100,7 @@ def create_classes(words: Words) -> None:
 def class_of(words: Words, nbytes: int, gfp: int) -> int:
     """Return the word index of the cache that serves ``nbytes`` <= KMALLOC_MAX_CACHE_BYTES."""
     c = words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] & CLASS_CACHE_MASK
-    return c + NR_CLASSES * CACHE_WORDS if gfp & GFP_DMA_BIT else c
+    return c + words[H_NR_CLASSES] * CACHE_WORDS if gfp & GFP_DMA_BIT else c
 
 
 @kernel

@@ -42,6 +42,7 @@ from realalloc.mm.layout import (
     CACHE_LIVE,
     CACHE_WORDS,
     CF_EXTERNAL_MAP,
+    CF_LEAN,
     CF_NO_SHEAVES,
     EBUSY,
     EINVAL,
@@ -54,6 +55,7 @@ from realalloc.mm.layout import (
     H_NR_ZONES,
     H_ZERO,
     KIND_SLAB,
+    LEAN_SHIFT,
     MAX_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
     MAX_SLAB_ORDER,
@@ -127,21 +129,23 @@ def cache_geometry(object_bytes: int, align_bytes: int, max_order: int, min_obje
 
 
 @kernel
-def sheaf_capacity(words: Words, stride: int) -> int:
+def sheaf_capacity(words: Words, stride: int, lean: int) -> int:
     """Return how many objects a sheaf of a cache holds, 0 for a cache whose objects are too large for this arena.
 
     The kernel's 60 for small objects; for large ones by bytes, up to 128 KiB, where the kernel allows 12 and 4 objects:
     the lock behind a sheaf costs as much as twenty pops. Sizes of 8 to 16000 B, 1000 live: 13.6 ns with 32 KiB, 9.3 with 128.
+    ``lean`` is LEAN_SHIFT or 0.
     """
     nbytes = min(MAX_SHEAF_BYTES, words[H_END_PFN] << PAGE_SHIFT >> SHEAF_SHARE_SHIFT)
-    count = min(nbytes // stride, MAX_SHEAF_OBJECTS)
-    return count if count >= MIN_SHEAF_OBJECTS else 0
+    if nbytes // stride < MIN_SHEAF_OBJECTS:
+        return 0
+    return min(max((nbytes >> lean) // stride, MIN_SHEAF_OBJECTS), MAX_SHEAF_OBJECTS)
 
 
 @kernel
 def _give_sheaf_index(words: Words, c: int) -> None:
     """Let a cache have sheaves, as long as there are indices."""
-    capacity = sheaf_capacity(words, words[c + C_STRIDE_BYTES])
+    capacity = sheaf_capacity(words, words[c + C_STRIDE_BYTES], LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0)
     index = 1
     while index < SHEAF_BLOCKS and words[SHEAF_OWNERS + index] != 0:
         index += 1
@@ -184,7 +188,8 @@ def cache_create(words: Words, object_bytes: int, align: int, stride: int, order
     half_log = 0
     while 1 << (2 * (half_log + 1)) <= stride:
         half_log += 1
-    words[c + C_MIN_PARTIAL] = min(max(half_log, MIN_PARTIAL_LOW), MIN_PARTIAL_HIGH)
+    kept = min(max(half_log, MIN_PARTIAL_LOW), MIN_PARTIAL_HIGH)
+    words[c + C_MIN_PARTIAL] = kept >> LEAN_SHIFT if flags & CF_LEAN else kept
     words[c + C_STATE] = CACHE_LIVE
     unlock(words)
     return c

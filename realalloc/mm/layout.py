@@ -103,6 +103,7 @@ H_LIMIT_PAGES: Final = 42  # H_COMMITTED_PAGES may not pass it
 H_HUGEMAP: Final = 43  # word index of the map of huge units, one bit a unit of 2 MiB
 H_BUDGETS: Final = 44  # word index of the youngest budget, 0 for none
 H_FREE_BUDGETS: Final = 45  # list of descriptors without a budget
+H_NR_CLASSES: Final = 46  # kmalloc caches of a zone
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
@@ -150,7 +151,11 @@ DECAY_EPOCHS: Final = 16
 DECAY_WORDS: Final = Y_BACKLOG + DECAY_EPOCHS
 
 # -- kmalloc class table --------------------------------------------------------------------------------------------
-KMALLOC_SIZES: Final = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
+KMALLOC_SIZES: Final = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)  # the kernel's
+KMALLOC_FINE_SIZES: Final = (  # four to an octave, as jemalloc's, but for 7168: no more of it fit into a slab than of 8192
+    8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024,
+    1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 8192,
+)  # fmt: skip
 KMALLOC_MAX_CACHE_BYTES: Final = 8192
 KMALLOC_TABLE: Final = 256  # word KMALLOC_TABLE + (bytes + 7) // 8: C_SHEAF << 32 | word index of the class's cache
 KMALLOC_TABLE_WORDS: Final = KMALLOC_MAX_CACHE_BYTES // 8 + 1
@@ -258,6 +263,8 @@ CACHE_LIVE: Final = 1
 CF_CTOR: Final = 1  # slabs are made by the face, which runs the constructor
 CF_EXTERNAL_MAP: Final = 2  # free map in an object of its own
 CF_NO_SHEAVES: Final = 4
+CF_LEAN: Final = 8  # one of several caches for an octave of sizes: keeps less of what is free
+LEAN_SHIFT: Final = 2  # ... a quarter
 RECIPROCAL_SHIFT: Final = 32
 PAGE_MAP_BITS: Final = 128  # free map bits that fit into the struct page
 EXTERNAL_MAP_BYTES: Final = 64
@@ -457,7 +464,7 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert DECAY + DECAY_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_FREE_BUDGETS < ZONES
+assert H_NR_CLASSES < ZONES
 assert B_COUNTS + CHARGE_KINDS <= B_BYTES
 assert B_BYTES + CHARGE_KINDS <= B_NAME
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
@@ -474,7 +481,7 @@ assert SHEAF_INDICES <= 1 << (OBJECTS_SHIFT - SHEAF_SHIFT)
 assert MAX_OBJECTS <= min(OBJECTS_MASK, PENDING_MASK)
 assert SHEAF_INDICES * SHEAF_DESC_WORDS == RECORD_WORDS == PAGE_WORDS
 assert PAGE_BYTES // KMALLOC_SIZES[0] <= MAX_OBJECTS  # an order-0 slab of the smallest class fits its free map
-assert KMALLOC_SIZES[-1] == KMALLOC_MAX_CACHE_BYTES == 2 * PAGE_BYTES
+assert KMALLOC_SIZES[-1] == KMALLOC_FINE_SIZES[-1] == KMALLOC_MAX_CACHE_BYTES == 2 * PAGE_BYTES
 assert (PAGE_BYTES << MAX_SLAB_ORDER) < 1 << (RECIPROCAL_SHIFT // 2)  # the reciprocal is exact below 2**16
 
 

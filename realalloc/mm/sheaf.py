@@ -28,6 +28,7 @@ from realalloc.mm.layout import (
     BARN_SHARE_SHIFT,
     C_BARN_EMPTY,
     C_BARN_FULL,
+    C_FLAGS,
     C_MAGIC,
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
@@ -35,6 +36,7 @@ from realalloc.mm.layout import (
     C_SHEAF,
     C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
+    CF_LEAN,
     D_BASE,
     D_LAST_BYTES,
     D_MAGIC,
@@ -46,6 +48,7 @@ from realalloc.mm.layout import (
     H_END_PFN,
     H_SHEAF_CACHE,
     H_ZERO,
+    LEAN_SHIFT,
     MAX_BARN_BYTES,
     MAX_BARN_SHEAVES,
     MAX_FILL_BYTES,
@@ -272,9 +275,10 @@ def _barn_get(words: Words, head: int, count: int) -> int:
 @kernel
 def _barn_room(words: Words, c: int) -> int:
     """Return how many sheaves of either kind a cache's barn keeps, by the bytes of their objects."""
-    nbytes = min(MAX_BARN_BYTES, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT)
+    lean = LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0
+    nbytes = min(MAX_BARN_BYTES, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT) >> lean
     full = words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES]
-    least = max(2, min(MIN_BARN_SHEAVES, MIN_BARN_BYTES // full))
+    least = max(2, min(MIN_BARN_SHEAVES, (MIN_BARN_BYTES >> lean) // full))
     return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -14,6 +15,7 @@ from kernels import (
     class_size,
     holds,
     is_zero,
+    make_cache,
     metadata,
     page_info,
     page_kind,
@@ -30,11 +32,13 @@ from realalloc.mm.layout import (
     BAD_AREA,
     C_ALLOCS,
     C_FREES,
+    C_MIN_PARTIAL,
     C_NR_SLABS,
     C_OBJECT_BYTES,
     C_OBJECTS,
     C_ORDER,
     C_SHEAF,
+    C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
     CACHE_MASK,
     CACHE_SHIFT,
@@ -48,6 +52,7 @@ from realalloc.mm.layout import (
     H_CACHES,
     H_CLOSED,
     H_FREEMAP_CACHE,
+    H_NR_CLASSES,
     H_SHEAF_CACHE,
     H_TOTAL_WORDS,
     H_VM_AREAS,
@@ -56,31 +61,37 @@ from realalloc.mm.layout import (
     KIND_LARGE,
     KIND_SLAB,
     KIND_TAIL,
+    KMALLOC_FINE_SIZES,
     KMALLOC_SIZES,
     KMALLOC_TABLE,
+    MAX_SHEAF_BYTES,
+    SHEAF_BLOCKS,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_NORMAL,
     slab_min_objects,
 )
+from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
 
 LAST_SMALL = KMALLOC_SIZES[-1]
+CLASS_SETS = pytest.mark.parametrize("sizes", [KMALLOC_SIZES, KMALLOC_FINE_SIZES], ids=["kernel", "fine"])
 KERNEL_TABLE = {
     8: (512, 0), 16: (256, 0), 32: (128, 0), 64: (64, 0), 96: (42, 0), 128: (32, 0), 192: (21, 0), 256: (16, 0),
     512: (16, 1), 1024: (16, 2), 2048: (16, 3), 4096: (8, 3), 8192: (4, 3),
 }  # fmt: skip
 
 
-def test_every_size_has_its_class_alignment_and_bytes_of_its_own() -> None:
-    raw = RawArena(64 * MIB, 10)
+@CLASS_SETS
+def test_every_size_has_its_class_alignment_and_bytes_of_its_own(sizes: tuple[int, ...]) -> None:
+    raw = RawArena(64 * MIB, 10, sizes=sizes)
     live = {}
     for nbytes in range(1, LAST_SMALL + 2):
         offset = int(kmalloc(raw.words, nbytes, 0))
-        usable = class_size(nbytes) if nbytes <= LAST_SMALL else 3 * PAGE + PAGE
+        usable = class_size(nbytes, sizes) if nbytes <= LAST_SMALL else 3 * PAGE + PAGE
         assert ksize(raw.words, offset) == usable
         if nbytes <= LAST_SMALL:
-            assert offset % (usable & -usable) == 0
+            assert offset % (usable & -usable) == offset % (nbytes & -nbytes) == 0
         else:
             assert offset % (4 * PAGE) == 0
             assert page_kind(raw, offset // PAGE) == KIND_LARGE
@@ -95,9 +106,12 @@ def test_every_size_has_its_class_alignment_and_bytes_of_its_own() -> None:
     assert_pristine(raw)
 
 
-@pytest.mark.parametrize("size", KMALLOC_SIZES)
-def test_boundaries_of_a_class(raw: RawArena, size: int) -> None:
-    below = max((other for other in KMALLOC_SIZES if other < size), default=0)
+@pytest.mark.parametrize(
+    ("sizes", "size"), [(sizes, size) for sizes in (KMALLOC_SIZES, KMALLOC_FINE_SIZES) for size in sizes]
+)
+def test_boundaries_of_a_class(sizes: tuple[int, ...], size: int) -> None:
+    raw = RawArena(sizes=sizes)
+    below = max((other for other in sizes if other < size), default=0)
     for nbytes in {below + 1, below + 2, (below + size) // 2, size - 1, size} - {0}:
         offset = int(kmalloc(raw.words, nbytes, 0))
         assert ksize(raw.words, offset) == size
@@ -109,9 +123,12 @@ def test_boundaries_of_a_class(raw: RawArena, size: int) -> None:
     assert_pristine(raw)
 
 
-def test_the_class_table_names_a_cache_for_every_word_of_size(raw: RawArena) -> None:
+@CLASS_SETS
+def test_the_class_table_names_a_cache_for_every_word_of_size(sizes: tuple[int, ...]) -> None:
+    raw = RawArena(sizes=sizes)
+    assert raw.words[H_NR_CLASSES] == len(sizes)
     for step in range(LAST_SMALL // 8 + 1):
-        c = class_cache(raw, class_size(max(step * 8, 1)))
+        c = class_cache(raw, class_size(max(step * 8, 1), sizes))
         assert raw.words[KMALLOC_TABLE + step] == int(raw.words[c + C_SHEAF]) << CLASS_SHEAF_SHIFT | c
 
 
@@ -126,6 +143,42 @@ def test_objects_and_pages_of_a_slab_are_the_kernels(size: int, expected: tuple[
     assert raw.words[c + C_STRIDE_BYTES] == size
 
 
+def test_fine_classes_waste_little_of_a_block_and_of_a_slab(monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    raw = RawArena(64 * MIB, 10, dma=16 * PAGE, sizes=KMALLOC_FINE_SIZES)
+    for below, size in itertools.pairwise(KMALLOC_FINE_SIZES[3:]):
+        assert size <= below * 4 // 3 if size <= 64 or size == LAST_SMALL else size <= below * 5 // 4
+    for size in KMALLOC_FINE_SIZES:
+        c = class_cache(raw, size)
+        slab = PAGE << int(raw.words[c + C_ORDER])
+        assert slab - int(raw.words[c + C_OBJECTS]) * size <= slab // 16
+        assert raw.words[c + C_SHEAF] != 0
+        assert raw.words[class_cache(raw, size, ZONE_DMA) + C_SHEAF] == 0
+    caches = [make_cache(raw, 100) for _ in range(40)]  # the sheaf indices that are left are the users'
+    left = SHEAF_BLOCKS - 1 - len(KMALLOC_FINE_SIZES)
+    assert [bool(raw.words[c + C_SHEAF]) for c in caches] == [True] * left + [False] * (40 - left)
+    for c in caches:  # without sheaves, they serve as well
+        offset = int(kmem_cache_alloc(raw.words, c))
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    assert_pristine(raw)
+
+
+def test_several_classes_an_octave_keep_no_more_than_one_may(monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    kernel, fine = (RawArena(256 * MIB, 10, sizes=sizes) for sizes in (KMALLOC_SIZES, KMALLOC_FINE_SIZES))
+    for low in (512, 1024, 2048, 4096):
+        octave = [class_cache(fine, size) for size in KMALLOC_FINE_SIZES if low < size <= 2 * low]
+        c = class_cache(kernel, 2 * low)
+        slabs = sum(fine.words[f + C_MIN_PARTIAL] << fine.words[f + C_ORDER] for f in octave)
+        assert 0 < slabs <= kernel.words[c + C_MIN_PARTIAL] << kernel.words[c + C_ORDER]
+        sheaves = sum(fine.words[f + C_SHEAF_CAPACITY] * fine.words[f + C_STRIDE_BYTES] for f in octave)
+        assert 0 < sheaves <= MAX_SHEAF_BYTES
+    for raw in (kernel, fine):
+        small = RawArena(4 * MIB, 6, sizes=raw.sizes)  # no class loses its sheaves for keeping less
+        for size in KMALLOC_SIZES:
+            assert (small.words[class_cache(small, size) + C_SHEAF] != 0) == (size <= 1024)
+
+
 @pytest.mark.parametrize(
     ("cpus", "objects"), [(1, 8), (2, 12), (3, 12), (4, 16), (7, 16), (8, 20), (64, 32), (None, 8)]
 )
@@ -135,12 +188,13 @@ def test_slabs_grow_with_the_processors_as_in_the_kernel(cpus: int | None, objec
 
 
 @pytest.mark.parametrize(
-    ("size", "ordering"),
-    [(size, "shuffled") for size in KMALLOC_SIZES]
-    + [(size, ordering) for size in (8, 96, 512, 8192) for ordering in ORDERINGS if ordering != "shuffled"],
+    ("sizes", "size", "ordering"),
+    [(KMALLOC_SIZES, size, "shuffled") for size in KMALLOC_SIZES]
+    + [(KMALLOC_SIZES, size, name) for size in (8, 96, 512, 8192) for name in ORDERINGS if name != "shuffled"]
+    + [(KMALLOC_FINE_SIZES, size, "shuffled") for size in sorted({*KMALLOC_FINE_SIZES} - {*KMALLOC_SIZES})],
 )
-def test_a_class_fills_the_arena_and_comes_back_in_any_order(size: int, ordering: str) -> None:
-    raw = RawArena((512 if JIT and size > 64 else 224) << 10, 4)
+def test_a_class_fills_the_arena_and_comes_back_in_any_order(sizes: tuple[int, ...], size: int, ordering: str) -> None:
+    raw = RawArena((512 if JIT and size > 64 else 224) << 10, 4, sizes=sizes)
     live = []
     while (offset := int(kmalloc(raw.words, size, 0))) > 0:
         live.append(offset)
@@ -224,8 +278,10 @@ def test_zeroed_memory_reads_as_zero_after_dirty_use(raw: RawArena, nbytes: int)
     assert kfree(raw.words, offset) == 0
 
 
-def test_a_zeroed_neighbour_keeps_its_bytes(raw: RawArena) -> None:
-    for size in KMALLOC_SIZES:
+@CLASS_SETS
+def test_a_zeroed_neighbour_keeps_its_bytes(sizes: tuple[int, ...]) -> None:
+    raw = RawArena(sizes=sizes)
+    for size in sizes:
         offsets = sorted(int(kmalloc(raw.words, size, 0)) for _ in range(3))
         for offset in offsets:
             write(raw, offset, size, offset)
@@ -239,13 +295,14 @@ def test_a_zeroed_neighbour_keeps_its_bytes(raw: RawArena) -> None:
 
 
 def everything(raw: RawArena) -> list[int]:
-    live = [int(kmalloc(raw.words, size, 0)) for size in KMALLOC_SIZES for _ in range(3)]
+    live = [int(kmalloc(raw.words, size, 0)) for size in raw.sizes for _ in range(3)]
     live += [int(kmalloc(raw.words, 3 * PAGE, 0)), int(kmalloc(raw.words, 20 * PAGE, 0))]
     return live
 
 
-def test_refused_frees_change_not_one_word_of_metadata() -> None:
-    raw = RawArena(2 * MIB, 4)
+@CLASS_SETS
+def test_refused_frees_change_not_one_word_of_metadata(sizes: tuple[int, ...]) -> None:
+    raw = RawArena(2 * MIB, 4, sizes=sizes)
     live = everything(raw)
     total = int(raw.words[H_TOTAL_WORDS]) * 8
     end = raw.plan.end_pfn * PAGE
@@ -271,7 +328,7 @@ def test_refused_frees_change_not_one_word_of_metadata() -> None:
     wrong |= {-offset for offset in live}
     wrong |= {pfn * PAGE + shift for pfn in range(raw.plan.meta_pages) for shift in (0, 8, 64, 2048)}  # metadata
     wrong |= {offset + shift for offset in live for shift in (1, 4, 7, -1, -4, 3 * PAGE + 8, 1 << 33, -(1 << 33))}
-    for size, first in zip([size for size in KMALLOC_SIZES for _ in range(3)], live, strict=False):
+    for size, first in zip([size for size in sizes for _ in range(3)], live, strict=False):
         wrong |= {first + shift for shift in range(1, min(size, 64))} | {first + size // 2, first + size - 1}
     window = int(raw.words[H_VM_START_BYTES])
     wrong |= {window, window + 8, window - PAGE, *(live[-1] + k * PAGE for k in range(1, 32)), live[-1] + (32 << 20)}
@@ -322,11 +379,12 @@ def test_kfree_takes_blocks_and_runs_too(raw: RawArena) -> None:
     assert_pristine(raw)
 
 
-def test_the_locked_zone_has_classes_of_its_own() -> None:
-    raw = RawArena(2 * MIB, 4, dma=150 * PAGE)
+@CLASS_SETS
+def test_the_locked_zone_has_classes_of_its_own(sizes: tuple[int, ...]) -> None:
+    raw = RawArena(2 * MIB, 4, dma=350 * PAGE, sizes=sizes)
     border = zone_word(raw, ZONE_NORMAL, Z_START_PFN) * PAGE
     live = []
-    for size in (*KMALLOC_SIZES, 3 * PAGE, 5 * PAGE):
+    for size in (*sizes, 3 * PAGE, 5 * PAGE):
         low, high = int(kmalloc(raw.words, size, GFP_DMA_BIT)), int(kmalloc(raw.words, size, 0))
         assert zone_word(raw, ZONE_DMA, Z_START_PFN) * PAGE <= low < border <= high
         assert ksize(raw.words, low) == ksize(raw.words, high)
@@ -391,14 +449,15 @@ def test_the_internal_caches_are_no_size_classes(raw: RawArena) -> None:
     assert [int(raw.words[c + C_SHEAF]) for c in inner] == [0, 0]
 
 
-def test_a_long_random_life_keeps_every_byte() -> None:
+@CLASS_SETS
+def test_a_long_random_life_keeps_every_byte(sizes: tuple[int, ...]) -> None:
     rng = random.Random(20240607)
-    raw = RawArena(4 * MIB, 6)
+    raw = RawArena(4 * MIB, 6, sizes=sizes)
     live: dict[int, tuple[int, int]] = {}
-    sizes = [*KMALLOC_SIZES, 1, 9, 65, 129, 1025, 3000, 8193, 20000, 100000, 300000]
+    asked = [*sizes, 1, 9, 65, 129, 1025, 3000, 8193, 20000, 100000, 300000]
     for step in range(60_000 if JIT else 6_000):
         if rng.random() < 0.52:
-            nbytes = min(rng.choice(sizes) + rng.randint(-3, 3), 300000)
+            nbytes = min(rng.choice(asked) + rng.randint(-3, 3), 300000)
             if nbytes <= 0:
                 continue
             offset = int(kmalloc(raw.words, nbytes, rng.choice((0, GFP_ZERO_BIT))))

@@ -135,6 +135,7 @@ def test_every_broken_invariant_has_a_code_and_a_text_of_its_own() -> None:
 
 def test_size_classes_are_the_kernels() -> None:
     assert layout.KMALLOC_SIZES == (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
+    assert set(layout.KMALLOC_SIZES) < set(layout.KMALLOC_FINE_SIZES)
     assert layout.KMALLOC_TABLE_WORDS == 8192 // 8 + 1
 
 

@@ -44,6 +44,8 @@ from realalloc.mm.layout import (
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
     KIND_FREE,
+    KMALLOC_FINE_SIZES,
+    KMALLOC_SIZES,
     P_CURR_NR,
     Z_FRONTIER_PFN,
     Z_START_PFN,
@@ -68,8 +70,8 @@ INDEX = st.integers(0, 1 << 30)
 class Life:
     """An arena, and what its users know: for every live block its length, seed and how it goes back."""
 
-    def __init__(self) -> None:
-        self.raw = RawArena(ARENA_PAGES * PAGE, MAX_ORDER)
+    def __init__(self, sizes: tuple[int, ...] = KMALLOC_SIZES) -> None:
+        self.raw = RawArena(ARENA_PAGES * PAGE, MAX_ORDER, sizes=sizes)
         self.live: dict[int, tuple[int, int, str, int]] = {}
         self.dead: list[int] = []
         self.caches: list[tuple[int, int]] = []
@@ -111,7 +113,7 @@ class Life:
             return
         usable = int(ksize(self.raw.words, offset))
         if nbytes <= 8192:
-            assert usable == class_size(nbytes)
+            assert usable == class_size(nbytes, self.raw.sizes)
         assert usable >= nbytes
         alignment = usable & -usable if nbytes <= 8192 else PAGE
         assert offset % alignment == 0
@@ -269,9 +271,9 @@ class Life:
 class Machine(RuleBasedStateMachine):
     """The rules that hypothesis may apply."""
 
-    @initialize()
-    def begin(self) -> None:
-        self.life = Life()
+    @initialize(sizes=st.sampled_from([KMALLOC_SIZES, KMALLOC_FINE_SIZES]))
+    def begin(self, sizes: tuple[int, ...]) -> None:
+        self.life = Life(sizes)
 
     @rule(nbytes=SIZES, zero=st.booleans())
     def kmalloc(self, nbytes: int, zero: bool) -> None:

@@ -62,6 +62,7 @@ from realalloc.mm.layout import (
     H_CLOSED,
     H_NR_RECORDS,
     KIND_PAGES,
+    KMALLOC_FINE_SIZES,
     KMALLOC_SIZES,
     MIN_SHEAVES_PAGES,
     SHEAF_BLOCK_ORDERS,
@@ -98,8 +99,8 @@ class Life:
 
     THREADS = 3
 
-    def __init__(self) -> None:
-        self.raw = RawArena(SMALLEST, MAX_ORDER)
+    def __init__(self, sizes: tuple[int, ...] = KMALLOC_SIZES) -> None:
+        self.raw = RawArena(SMALLEST, MAX_ORDER, sizes=sizes)
         self.threads = [Worker() for _ in range(self.THREADS)]
         self.caches = {make_cache(self.raw, nbytes): nbytes for nbytes in (16, 100, 1000)}
         self.watched = {**self.caches, **{class_cache(self.raw, size): size for size in (8, 64, 192, 512)}}
@@ -191,7 +192,7 @@ class Life:
         if c in self.caches:
             return sum(how == "cache" and arg == c for _, _, how, arg in self.live.values())
         size = self.watched[c]
-        below = max((other for other in KMALLOC_SIZES if other < size), default=0)
+        below = max((other for other in self.raw.sizes if other < size), default=0)
         return sum(how == "kmalloc" and below < nbytes <= size for nbytes, _, how, _ in self.live.values())
 
     def give_back(self, how: int) -> None:
@@ -257,9 +258,9 @@ class Machine(RuleBasedStateMachine):
 
     life: Life | None = None
 
-    @initialize()
-    def begin(self) -> None:
-        self.life = Life()
+    @initialize(sizes=st.sampled_from([KMALLOC_SIZES, KMALLOC_FINE_SIZES]))
+    def begin(self, sizes: tuple[int, ...]) -> None:
+        self.life = Life(sizes)
 
     @rule(thread=THREAD, index=INDEX, count=st.sampled_from([1, 3, 4, 30, 61, 200]))
     def objects(self, thread: int, index: int, count: int) -> None:
