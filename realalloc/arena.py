@@ -54,12 +54,14 @@ from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
+from realalloc.mm.watermark import validate_marks
 from realalloc.payers import Blocks
 from realalloc.pools import make_pool
 from realalloc.progress import compile_progress
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_decay_ns, as_int, format_bytes
 from realalloc.tables import TableMethods
+from realalloc.watermark import as_min_free, marks_of
 
 MIN_BYTES = 256 << 10
 MAX_BYTES = 4 << 40
@@ -102,6 +104,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
     ``classes``: sizes of ``kmalloc``'s blocks up to 8 KiB: the ``"kernel"``'s, or ``"fine"``, four to an octave: less memory,
     and more caches. Every other verb is the same.
     ``kswapd``: give it back in the background; otherwise only those who free memory do.
+    ``min_free``: bytes that only GFP_ATOMIC and the like may use; ``"auto"``: the kernel's formula; ``set_min_free`` moves it.
     ``max_order``: the largest buddy block is ``4096 << max_order``.
     ``huge_pages``: ``"auto"`` advises on fresh blocks of 2 MiB and more, True on everything, False on nothing; ``"auto"``
     is False where the system never uses huge pages.
@@ -126,6 +129,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         decay: float | None = DECAY_S,
         kswapd: bool = True,
         classes: str = "kernel",
+        min_free: int | str = 0,
     ) -> None:
         """Reserve the range and lay it out."""
         _refuse_unsupported()
@@ -141,9 +145,11 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             raise ValueError(f"classes must be 'kernel' or 'fine', not {classes!r}")
         bound = None if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES)
         decay_ns = as_decay_ns(decay)
+        reserve = as_min_free(min_free)
         plan = layout.plan(nbytes, order, as_bytes(lock, "lock"), bound)
         if plan.dma_end_pfn >= plan.end_pfn:
             raise ValueError(f"a locked zone of {lock} leaves nothing of an arena of {format_bytes(nbytes)}")
+        marks_of(reserve, min(plan.end_pfn - plan.dma_end_pfn, plan.limit_pages))  # or says what is wrong with it
         self._size = nbytes
         self._gate = (ctypes.c_int64 * 1)()  # shut, should what follows be interrupted
         with compile_progress():
@@ -165,7 +171,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         _arenas.add(self)
         set_decay(self._memory.words, decay_ns)
         self._is_served = bool(kswapd)
-        self._serve(decay_ns)
+        self._set_marks(reserve)
 
     def _map(self, plan: layout.Plan, huge: int, sizes: tuple[int, ...], *, prefault: bool) -> Memory:
         page = layout.PAGE_BYTES
@@ -278,7 +284,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         if (
             live and words[layout.DECAY + layout.Y_NS] >= 0
         ):  # what the leases leave goes back at once: nobody serves it now
-            serve(words, 0)
+            serve(words, 0, 0)
             set_decay(words, 0)
         del self._memory
         last.release()
@@ -390,6 +396,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             validate_vmalloc,
             validate_pools,
             validate_budgets,
+            validate_marks,
         )
         for walk in walks:
             status = int(walk(words))
@@ -424,7 +431,7 @@ if not JIT:  # with machine code, realalloc.lease.forks does it
 
 def default_arena() -> Arena:
     """Return the process's arena, made on first use: REALALLOC_SIZE (1GiB), _LIMIT, _MAX_ORDER, _HUGE_PAGES, _LOCK,
-    _DECAY (seconds, or ``none``), _CLASSES.
+    _DECAY (seconds, or ``none``), _CLASSES, _MIN_FREE.
     """
     with _default_lock:
         if not _default or _default[0].closed:
@@ -439,6 +446,7 @@ def default_arena() -> Arena:
                 lock=environ.get("REALALLOC_LOCK", "0"),
                 decay=None if decay == "none" else float(decay),
                 classes=environ.get("REALALLOC_CLASSES", "kernel").lower(),
+                min_free=environ.get("REALALLOC_MIN_FREE", "0"),
             )
             _default[:] = [made]
         return _default[0]

@@ -7,12 +7,13 @@ may, charges a budget where one is open, and says what there was and which knob 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from realalloc import zones
 from realalloc.budget import Budget
 from realalloc.errors import OutOfMemory
-from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL, GFP_ZERO, gfp_names
+from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_HIGH, GFP_KERNEL, GFP_NOFAIL, GFP_RETRY_MAYFAIL, GFP_ZERO, gfp_names
 from realalloc.lease import (
     live_exporter,
     release_handle,
@@ -31,9 +32,10 @@ from realalloc.lease.blocks import (
 from realalloc.memory import Memory
 from realalloc.mm import layout
 from realalloc.mm.kmalloc import ksize
+from realalloc.mm.nofail import ASK_KMALLOC, ASK_PAGES, ASK_RUN, ASK_VMALLOC, could_serve
 from realalloc.mm.reclaim import reclaim
 from realalloc.payers import Blocks
-from realalloc.shrinker import Shrinkers
+from realalloc.shrinker import Shrinkers, insist
 from realalloc.sizes import as_gfp, as_int
 
 ZERO_SIZE_OFFSET = 16  # the kernel's ZERO_SIZE_PTR: inside the header, never a block
@@ -86,9 +88,9 @@ class BlockMethods:
         budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
         if budget is not None:
             return self._take_charged(what, verb, argument, gfp, length, budget)
-        found = self._attempt(verb, argument, gfp, length)
-        if found is None and self._shrinkers:
-            found = self._shrinkers.relieve(words, lambda: self._attempt(verb, argument, gfp, length), gfp, length)
+        found = self._attempt_hard(words, verb, argument, gfp, length)
+        if found is None and gfp & GFP_NOFAIL and self._could_ever(verb, argument, gfp):
+            found = insist(partial(self._attempt_hard, words, verb, argument, gfp | GFP_HIGH, length))
         if found is not None:
             return found
         del words
@@ -114,6 +116,9 @@ class BlockMethods:
             found = attempt()
         if found is None and self._shrinkers and budget._could_fit(whole):
             found = self._shrinkers.relieve(words, attempt, gfp, length)
+        if found is None and gfp & GFP_NOFAIL and budget._could_fit(whole) and self._could_ever(verb, argument, gfp):
+            gfp |= GFP_HIGH
+            found = insist(lambda: attempt() or self._shrinkers.relieve(words, attempt, gfp, length))
         if found is None:
             self._check_open()
             contiguous = length if self._is_contiguous(verb, length) else 0
@@ -121,6 +126,11 @@ class BlockMethods:
         if verb != VERB_NONE:
             budget._slow_down(gfp, length)
         return found
+
+    def _could_ever(self, verb: int, argument: int, gfp: int) -> bool:
+        """Tell whether an empty arena could serve a request that waits for its memory (GFP_NOFAIL)."""
+        asked = {VERB_KMALLOC: ASK_KMALLOC, VERB_VMALLOC: ASK_VMALLOC, VERB_PAGES: ASK_PAGES, VERB_RUN: ASK_RUN}
+        return verb in asked and could_serve(self.words, asked[verb], argument, gfp | GFP_HIGH) == 1
 
     def _is_contiguous(self, verb: int, nbytes: int) -> bool:
         whole = nbytes <= layout.PAGE_BYTES << int(self._memory.words[layout.H_MAX_ORDER])
@@ -130,6 +140,13 @@ class BlockMethods:
         self._check_open()
         found = self._leases.attempt(self._base, verb, argument, gfp, length, tag or verb)
         return found if type(found) is memoryview else None
+
+    def _attempt_hard(self, words: Any, verb: int, argument: int, gfp: int, length: int) -> memoryview | None:
+        """Try once more, with the help of shrinkers."""
+        found = self._attempt(verb, argument, gfp, length)
+        if found is None and self._shrinkers:
+            found = self._shrinkers.relieve(words, lambda: self._attempt(verb, argument, gfp, length), gfp, length)
+        return found
 
     def _pressed(self, kernel: Callable[[], int], nbytes: int, gfp: int = 0) -> int:
         """Call a kernel that returns a status; while it says ENOMEM, shrinkers are asked, as for GFP_KERNEL."""
@@ -253,7 +270,7 @@ class BlockMethods:
     def kvmalloc(self, size: int, gfp: int = GFP_KERNEL) -> memoryview:
         """Allocate by kmalloc, or by vmalloc where no contiguous block is left and ``size`` is above a page.
 
-        Shrinkers are not asked for a contiguous block above a page (kernel: kmalloc_gfp_adjust).
+        Shrinkers are asked for a contiguous block above a page with GFP_RETRY_MAYFAIL only (kernel: kmalloc_gfp_adjust).
         """
         nbytes, flags = as_int(size, "size"), as_gfp(gfp)
         if nbytes <= layout.PAGE_BYTES:
@@ -262,6 +279,12 @@ class BlockMethods:
         budget = self._blocks.current() if self._kmalloc_gate[0] == 0 else None
         tag = VERB_KMALLOC if budget is None else budget._tag(VERB_KMALLOC)
         found = self._attempt(VERB_KMALLOC, nbytes, flags, nbytes, tag)
+        if found is None and flags & GFP_RETRY_MAYFAIL and self._shrinkers:
+
+            def attempt() -> memoryview | None:
+                return self._attempt(VERB_KMALLOC, nbytes, flags, nbytes, tag)
+
+            found = self._shrinkers.relieve(_words, attempt, flags, nbytes)
         if found is None:
             return self.vmalloc(nbytes, flags)
         if budget is not None:

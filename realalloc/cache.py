@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from realalloc import views
 from realalloc.budget import check_budget
-from realalloc.errors import CorruptionError, describe_broken
-from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
+from realalloc.errors import CorruptionError, OutOfMemory, describe_broken
+from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_HIGH, GFP_KERNEL, GFP_NOFAIL, GFP_ZERO
 from realalloc.lease import free_handles, live_exporter, make_context, release_handle, shut, tag_of
 from realalloc.lease.blocks import VERB_CACHE, VERB_CONSTRUCT
 from realalloc.mm import layout
@@ -27,8 +27,10 @@ from realalloc.mm.kmem_cache import (
     next_live_object,
     validate_cache,
 )
+from realalloc.mm.nofail import ASK_OBJECT, could_serve
 from realalloc.mm.reclaim import reclaim
 from realalloc.records import CacheStats
+from realalloc.shrinker import insist
 from realalloc.sizes import as_alignment, as_gfp, as_int
 
 if TYPE_CHECKING:
@@ -122,6 +124,8 @@ class KmemCache:
     def _alloc(self, gfp: int = GFP_KERNEL) -> memoryview:
         flags = as_gfp(gfp)
         words = self._words()
+        if flags & GFP_NOFAIL:
+            return self._insist(flags & ~GFP_NOFAIL)
         if flags & GFP_ZERO and self._ctor is not None:
             raise ValueError("GFP_ZERO would destroy the constructed state of this cache's objects")
         arena = self._arena
@@ -138,6 +142,24 @@ class KmemCache:
         if found == layout.EAGAIN:
             raise RuntimeError(f"the constructor of cache {self.name!r} keeps views of the objects it made")
         raise arena._out_of_memory(f"alloc from cache {self.name!r} ({self.size} bytes)", flags, 0, self._refusal())
+
+    def _insist(self, flags: int) -> memoryview:
+        """Allocate, waiting for memory (GFP_NOFAIL); OutOfMemory where an empty arena, or the budget, could not serve it."""
+
+        def attempt() -> memoryview | None:
+            try:
+                return self._alloc(flags | GFP_HIGH)
+            except OutOfMemory:
+                return None
+
+        try:
+            return self._alloc(flags)
+        except OutOfMemory:
+            slab = layout.PAGE_BYTES << int(self._words()[self.at + layout.C_MIN_ORDER])
+            possible = could_serve(self._words(), ASK_OBJECT, self.at, flags | GFP_HIGH) == 1
+            if not possible or (self._budget is not None and not self._budget._could_fit(slab)):
+                raise
+        return insist(attempt)
 
     def _refusal(self) -> str | None:
         """Say why the budget would refuse one more slab; None if it would not, or if there is none."""
@@ -160,11 +182,12 @@ class KmemCache:
         found = self._attempt(flags)
         return None if found == layout.ENOMEM else found
 
-    def _slab(self) -> int | None:
+    def _slab(self, flags: int) -> int | None:
         words = self._words()
-        pfn = int(construct_begin(words, self.at))
-        if pfn < 0 and reclaim(words) > 0:
-            pfn = int(construct_begin(words, self.at))
+        pfn = int(construct_begin(words, self.at, flags))
+        may_reclaim = flags & GFP_DIRECT_RECLAIM or words[layout.ZONES + layout.Z_LOW_PAGES] == 0
+        if pfn < 0 and may_reclaim and reclaim(words) > 0:
+            pfn = int(construct_begin(words, self.at, flags))
         return pfn if pfn > 0 else None
 
     def _construct_slab(self, flags: int) -> int:
@@ -172,9 +195,9 @@ class KmemCache:
         index of its first struct page.
         """
         words = self._words()
-        pfn = self._slab()
+        pfn = self._slab(flags)
         if pfn is None and self._arena._shrinkers:
-            pfn = self._arena._shrinkers.relieve(words, self._slab, flags, self.size)
+            pfn = self._arena._shrinkers.relieve(words, lambda: self._slab(flags), flags, self.size)
         if pfn is None:
             raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags, 0, self._refusal())
         page = layout.MEMMAP + pfn * layout.PAGE_STRUCT_WORDS

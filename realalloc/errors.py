@@ -50,6 +50,7 @@ BROKEN_INVARIANTS: Final[dict[int, str]] = {
     -1034: "mempool: poison was overwritten: somebody wrote into an element that was free",
     -1041: "sheaf: a thread keeps what is not in use, or keeps it twice",
     -1061: "budget: used != what is charged to it + what its children use, or above its peak or its limit",
+    -1071: "watermarks: not 0 <= min <= low <= high",
     -1051: "arena: the header is damaged, or a block was freed that was not in use",
 }
 

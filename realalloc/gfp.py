@@ -15,7 +15,11 @@ GFP_ZERO: Final = 0x100  # the block reads as zero
 GFP_DIRECT_RECLAIM: Final = 0x400  # the caller may wait
 GFP_KSWAPD_RECLAIM: Final = 0x800
 GFP_NOWARN: Final = 0x2000
-GFP_NORETRY: Final = 0x10000
+GFP_RETRY_MAYFAIL: Final = 0x4000  # tries all there is, and may fail; also for a contiguous block of kvmalloc
+GFP_NOFAIL: Final = 0x8000  # waits until it is served
+GFP_NORETRY: Final = 0x10000  # takes memory back once
+GFP_MEMALLOC: Final = 0x20000  # down to the last page
+GFP_NOMEMALLOC: Final = 0x80000  # no part of the reserve for not waiting; wins over GFP_MEMALLOC
 
 GFP_RECLAIM: Final = GFP_DIRECT_RECLAIM | GFP_KSWAPD_RECLAIM
 GFP_KERNEL: Final = GFP_RECLAIM | GFP_IO | GFP_FS
@@ -24,7 +28,8 @@ GFP_NOFS: Final = GFP_RECLAIM | GFP_IO
 GFP_NOWAIT: Final = GFP_KSWAPD_RECLAIM | GFP_NOWARN
 GFP_ATOMIC: Final = GFP_HIGH | GFP_KSWAPD_RECLAIM
 
-ALL_FLAGS: Final = GFP_KERNEL | GFP_DMA | GFP_HIGH | GFP_ZERO | GFP_NOWARN | GFP_NORETRY
+_RETRIES: Final = GFP_NORETRY | GFP_RETRY_MAYFAIL | GFP_NOFAIL
+ALL_FLAGS: Final = GFP_KERNEL | GFP_DMA | GFP_HIGH | GFP_ZERO | GFP_NOWARN | _RETRIES | GFP_MEMALLOC | GFP_NOMEMALLOC
 
 _NAMES = {
     "GFP_KERNEL": GFP_KERNEL,
@@ -40,7 +45,11 @@ _NAMES = {
     "__GFP_DIRECT_RECLAIM": GFP_DIRECT_RECLAIM,
     "__GFP_KSWAPD_RECLAIM": GFP_KSWAPD_RECLAIM,
     "__GFP_NOWARN": GFP_NOWARN,
+    "__GFP_RETRY_MAYFAIL": GFP_RETRY_MAYFAIL,
+    "__GFP_NOFAIL": GFP_NOFAIL,
     "__GFP_NORETRY": GFP_NORETRY,
+    "__GFP_MEMALLOC": GFP_MEMALLOC,
+    "__GFP_NOMEMALLOC": GFP_NOMEMALLOC,
 }
 
 

@@ -6,6 +6,9 @@ Freeing verbs return 0, or EINVAL with nothing changed if no such block begins t
 noticed late, or not (docs/jit.md), as the fast path does not ask its slab. No verb needs the GIL: use them under
 ``nogil=True``, ``parallel=True``, inside ``@cfunc`` and from any thread. Importing this module imports numba.
 
+Flags are taken at their word: without any a verb is GFP_KERNEL, but ``GFP_ZERO`` alone may not take memory back where the
+arena has watermarks (docs/watermarks.md). GFP_NOFAIL sleeps until there is memory: for ``nogil`` code only.
+
 Blocks of Python leases may be read and written here, but never freed: their lease would free them again.
 
     @njit(nogil=True)
@@ -24,7 +27,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_ZERO
+from realalloc.gfp import GFP_ATOMIC, GFP_DMA, GFP_HIGH, GFP_KERNEL, GFP_MEMALLOC, GFP_NOFAIL, GFP_NOWAIT, GFP_ZERO
 from realalloc.mm.jit import Words, bare, verb
 from realalloc.mm.kmalloc import kfree_bulk as _kfree_bulk
 from realalloc.mm.kmalloc import kfree_slow as _kfree_slow
@@ -41,6 +44,8 @@ from realalloc.mm.mempool_calls import calls_alloc as _calls_alloc
 from realalloc.mm.mempool_calls import calls_alloc_wait as _calls_alloc_wait
 from realalloc.mm.mempool_calls import calls_free as _calls_free
 from realalloc.mm.mempool_wait import pool_alloc_wait as _pool_alloc_wait
+from realalloc.mm.nofail import ASK_KMALLOC, ASK_OBJECT, ASK_PAGES, ASK_RUN, ASK_VMALLOC
+from realalloc.mm.nofail import or_insist as _or_insist
 from realalloc.mm.objects import cache_alloc as _kmem_cache_alloc
 from realalloc.mm.objects import cache_free as _kmem_cache_free
 from realalloc.mm.objects import free_fast as _free_fast
@@ -52,8 +57,13 @@ from realalloc.mm.page_alloc import free_pages as _free_pages
 
 __all__ = [
     "EINVAL",
+    "GFP_ATOMIC",
     "GFP_DMA",
+    "GFP_HIGH",
     "GFP_KERNEL",
+    "GFP_MEMALLOC",
+    "GFP_NOFAIL",
+    "GFP_NOWAIT",
     "GFP_ZERO",
     "NULL",
     "alloc_pages",
@@ -88,16 +98,19 @@ NULL: Final = 0
 
 
 @verb
-def kmalloc(words: Words, nbytes: int, gfp: int = 0) -> int:
+def kmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
     """Return the offset of a block of at least ``nbytes`` > 0 bytes, or NULL."""
     offset = _kmalloc_sheaf(bare(words), nbytes, gfp)
-    return offset if offset != 0 else max(_kmalloc_slow(bare(words), nbytes, gfp), 0)
+    if offset == 0:
+        offset = _kmalloc_slow(bare(words), nbytes, gfp)
+        offset = max(_or_insist(bare(words), ASK_KMALLOC, nbytes, gfp, offset), 0)
+    return offset
 
 
 @verb
 def kzalloc(words: Words, nbytes: int) -> int:
     """Return the offset of a block that reads as zero, or NULL."""
-    return kmalloc(words, nbytes, GFP_ZERO)
+    return kmalloc(words, nbytes, GFP_KERNEL | GFP_ZERO)
 
 
 @verb
@@ -129,9 +142,9 @@ def krealloc(words: Words, offset: int, nbytes: int) -> int:
 
 
 @verb
-def vmalloc(words: Words, nbytes: int, gfp: int = 0) -> int:
+def vmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
     """Return the offset of whole pages in the vmalloc window, or NULL."""
-    return max(_vmalloc(bare(words), nbytes, gfp), 0)
+    return max(_or_insist(bare(words), ASK_VMALLOC, nbytes, gfp, _vmalloc(bare(words), nbytes, gfp)), 0)
 
 
 @verb
@@ -191,15 +204,15 @@ def pfn_to_offset(pfn: int) -> int:
 
 
 @verb
-def alloc_pages(words: Words, order: int, gfp: int = 0) -> int:
+def alloc_pages(words: Words, order: int, gfp: int = GFP_KERNEL) -> int:
     """Return the pfn of ``1 << order`` pages, aligned to their size, or 0."""
-    return max(_alloc_pages(bare(words), order, gfp), 0)
+    return max(_or_insist(bare(words), ASK_PAGES, order, gfp, _alloc_pages(bare(words), order, gfp)), 0)
 
 
 @verb
-def alloc_pages_exact(words: Words, pages: int, gfp: int = 0) -> int:
+def alloc_pages_exact(words: Words, pages: int, gfp: int = GFP_KERNEL) -> int:
     """Return the first pfn of any number of contiguous pages, or 0; free with order -1."""
-    return max(_alloc_run(bare(words), pages, gfp), 0)
+    return max(_or_insist(bare(words), ASK_RUN, pages, gfp, _alloc_run(bare(words), pages, gfp)), 0)
 
 
 @verb
@@ -209,12 +222,12 @@ def free_pages(words: Words, pfn: int, order: int) -> int:
 
 
 @verb
-def kmem_cache_alloc(words: Words, cache: int) -> int:
+def kmem_cache_alloc(words: Words, cache: int, gfp: int = GFP_KERNEL) -> int:
     """Return an object of the cache whose ``cache.at`` this is, or NULL.
 
     A cache with a constructor serves only objects that Python has constructed: NULL when those are used up.
     """
-    return max(_kmem_cache_alloc(bare(words), cache), 0)
+    return max(_or_insist(bare(words), ASK_OBJECT, cache, gfp, _kmem_cache_alloc(bare(words), cache, gfp)), 0)
 
 
 @verb

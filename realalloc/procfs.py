@@ -9,7 +9,7 @@ from realalloc import fragmentation
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
 from realalloc.views import cache_stats, caches, stats
-from realalloc.zones import PAGE, ZONE_NAMES, free_blocks, zone_words
+from realalloc.zones import PAGE, ZONE_NAMES, free_blocks, zone_free_pages, zone_pages, zone_words
 
 ORDERS_SHOWN = 11
 
@@ -41,6 +41,26 @@ def pagetypeinfo(words: Words) -> str:
         z = zone_words(words, zone)
         blocks = -(-(z[at.Z_END_PFN] - z[at.Z_START_PFN]) >> block_order)
         text += f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {max(1, -blocks if blocks < 0 else blocks):12d} \n"
+    return text
+
+
+def zoneinfo(words: Words) -> str:
+    """Zones in the columns of /proc/zoneinfo, pages."""
+    text = ""
+    for zone in range(int(words[at.H_NR_ZONES]) - 1, -1, -1):
+        z = zone_words(words, zone)
+        spanned = z[at.Z_END_PFN] - z[at.Z_START_PFN]
+        rows = {
+            "min": z[at.Z_MIN_PAGES],
+            "low": z[at.Z_LOW_PAGES],
+            "high": z[at.Z_HIGH_PAGES],
+            "spanned": spanned,
+            "present": spanned,
+            "managed": zone_pages(words, zone),
+        }
+        text += f"Node {0:d}, zone {ZONE_NAMES[zone]:>8}\n  pages free     {zone_free_pages(words, zone)}\n"
+        text += "".join(f"        {name:<8} {pages}\n" for name, pages in rows.items())
+        text += f"  start_pfn:           {z[at.Z_START_PFN]}\n"
     return text
 
 

@@ -38,6 +38,10 @@ class Stats(Record):
     empty_slabs: int  # slabs without objects, kept
     free_resident: int  # free pages that may hold memory:  committed = allocated + free_resident
     decayed: int  # went back to the system by decay so far
+    min_free: int  # watermarks of the ordinary zone, 0 without: what an ordinary request leaves,
+    low_free: int  # below which kswapd is woken,
+    high_free: int  # to bring free pages up to this
+    kswapd_wakes: int  # how often that was
     live_objects: int
     live_blocks: int  # page blocks and large kmalloc
     live_areas: int

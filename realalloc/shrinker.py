@@ -43,6 +43,8 @@ DEF_PRIORITY: Final = 12  # the first step scans freeable >> 12
 MAX_RECLAIM_RETRIES: Final = 16  # rounds after which no page was free that was not before
 MAX_BATCHES: Final = 1024  # of one shrinker in one step: what is left is deferred, and the allocation tried meanwhile
 _FULL_NS: Final = layout.PRESSURE + layout.PSI_FULL_NS
+FIRST_PAUSE_SECONDS: Final = 0.0005  # of who cannot fail
+LAST_PAUSE_SECONDS: Final = 0.016
 TURN_SECONDS: Final = 1.0  # a shrinker may wait for what the waiting thread holds
 
 _here = threading.local()  # .busy: this thread is inside of here
@@ -306,6 +308,20 @@ class Shrinkers:
             self._turn = threading.RLock()
         else:
             self._turn.acquire()
+
+
+def insist(attempt: Callable[[], T | None]) -> T:
+    """Ask until ``attempt``, which failed before, returns something (GFP_NOFAIL); it may raise, and so may Ctrl-C.
+
+    Between two attempts the thread sleeps, without the GIL, at most LAST_PAUSE_SECONDS.
+    """
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        time.sleep(pause)
+        found = attempt()
+        if found is not None:
+            return found
+        pause = min(2 * pause, LAST_PAUSE_SECONDS)
 
 
 def could_fit(words: Words, gfp: int, nbytes: int) -> bool:

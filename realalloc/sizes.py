@@ -9,7 +9,7 @@ import operator
 import re
 from typing import Any, Final
 
-from realalloc.gfp import ALL_FLAGS
+from realalloc.gfp import ALL_FLAGS, GFP_DIRECT_RECLAIM, GFP_NOFAIL
 
 UNITS: Final = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -58,10 +58,12 @@ def as_alignment(value: Any, what: str) -> int:
 
 
 def as_gfp(value: Any) -> int:
-    """Return flags; ValueError for bits that mean nothing here."""
+    """Return flags; ValueError for bits that mean nothing here, and for GFP_NOFAIL of a request that may not wait."""
     number = as_int(value, "gfp")
     if number & ~ALL_FLAGS:
         raise ValueError(f"gfp has unknown bits: {hex(number & ~ALL_FLAGS)}")
+    if number & GFP_NOFAIL and not number & GFP_DIRECT_RECLAIM:
+        raise ValueError("GFP_NOFAIL waits: it needs GFP_DIRECT_RECLAIM, which GFP_KERNEL has")
     return number
 
 

@@ -43,6 +43,10 @@ class TableMethods:
         """Survey free blocks, the largest requests that can be served, waste in slabs. Walks every block, with the lock."""
         return views.report_fragmentation(self.words)
 
+    def zoneinfo(self) -> str:
+        """Zones and their watermarks, as ``/proc/zoneinfo``; see docs/watermarks.md."""
+        return procfs.zoneinfo(self.words)
+
     def slabinfo(self) -> str:
         """Caches, as ``/proc/slabinfo`` version 2.1."""
         return procfs.slabinfo(self.words)

@@ -10,6 +10,7 @@ from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
 from realalloc.mm.sheaf import cached_objects
+from realalloc.mm.watermark import mark_for
 from realalloc.sizes import format_bytes
 
 ZONE_NAMES = ("Normal", "DMA")
@@ -114,6 +115,17 @@ def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
     held = int(words[at.H_LEASES])
     return (
         f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}"
-        f"{fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ''}, largest block "
+        f"{fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ''}"
+        f"{_reserved(words, zone, gfp, free // PAGE, nbytes)}, largest block "
         f"{format_bytes(largest_free(words, zone))}, {held} buffers leased to Python; free some, or {knob}"
     )
+
+
+def _reserved(words: Words, zone: int, gfp: int, free: int, nbytes: int) -> str:
+    """Say that the reserve refused a request, and who could have it; nothing where it did not."""
+    lowest = zone_words(words, zone)[at.Z_MIN_PAGES]
+    mark = int(mark_for(words, zone, gfp))
+    if mark == 0 or free - max(1, -(-nbytes // PAGE)) >= mark:
+        return ""
+    who = "GFP_ATOMIC may use some" if mark == lowest else f"these flags may use {lowest - mark}"
+    return f", the rest is below the min watermark of {lowest} pages: {who}, or lower min_free="

@@ -18,6 +18,7 @@ from realalloc.mm.layout import (
     CHARGE_BUFFERS,
     EDQUOT,
     ENOMEM,
+    GFP_NOFAIL_BIT,
     H_BAD_FREES,
     H_CLOSED,
     H_END_PFN,
@@ -30,7 +31,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
 from realalloc.mm.mempool_wait import pool_claim
-from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
+from realalloc.mm.objects import cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
 
 # A tag says how a block goes back:  verb 0..3 | lingers 4 | owner 8.. (word index of the cache or pool, or of the budget
@@ -58,16 +59,17 @@ def take(words: Words, verb: int, argument: int, gfp: int) -> int:
     word index of the cache or pool, or the offset itself (VERB_NONE and VERB_CONSTRUCT). ``gfp`` is the request with
     VERB_POOL_CLAIM.
     """
+    if verb == VERB_POOL_CLAIM:
+        return pool_claim(words, argument, gfp)
+    gfp &= ~GFP_NOFAIL_BIT  # the GIL is held: the face waits
     if verb == VERB_KMALLOC:
         return kmalloc(words, argument, gfp)
     if verb == VERB_CACHE:
-        return kmem_cache_alloc(words, argument)
+        return cache_alloc(words, argument, gfp)
     if verb == VERB_POOL:
         return pool_alloc(words, argument, gfp)
     if verb == VERB_POOL_RESERVE:
         return pool_alloc_reserved(words, argument)
-    if verb == VERB_POOL_CLAIM:
-        return pool_claim(words, argument, gfp)
     if verb == VERB_VMALLOC:
         return vmalloc(words, argument, gfp)
     if verb == VERB_PAGES or verb == VERB_RUN:

@@ -28,7 +28,15 @@ from realalloc.lease.capi import immortal, words_at
 from realalloc.mm.atomic import address_of, atomic_add
 from realalloc.mm.jit import JIT, Entry, Words, at_end, c_function, entry, kernel
 from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree_slow, kmalloc_fast, ksize, zero_words
-from realalloc.mm.layout import GFP_ZERO_BIT, H_BAD_FREES, KMALLOC_MAX_CACHE_BYTES, KMALLOC_TABLE, OK, WORD_BYTES
+from realalloc.mm.layout import (
+    GFP_ORDINARY,
+    GFP_ZERO_BIT,
+    H_BAD_FREES,
+    KMALLOC_MAX_CACHE_BYTES,
+    KMALLOC_TABLE,
+    OK,
+    WORD_BYTES,
+)
 from realalloc.mm.objects import free_fast
 from realalloc.mm.sheaf import pop
 from realalloc.mm.threads import my_place
@@ -52,7 +60,7 @@ class CFunctions:
 @entry
 def alloc_slow(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate what is no object, or what the sheaf does not have; return the address, or 0."""
-    offset = kmalloc_fast(words, 1 if nbytes == 0 else nbytes, gfp)
+    offset = kmalloc_fast(words, 1 if nbytes == 0 else nbytes, gfp | GFP_ORDINARY)
     return address_of(words) + offset if offset > 0 else 0
 
 

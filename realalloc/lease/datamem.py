@@ -38,6 +38,7 @@ from realalloc.mm.kmalloc import (
 )
 from realalloc.mm.layout import (
     CHARGE_ARRAYS,
+    GFP_ORDINARY,
     GFP_ZERO_BIT,
     GRANULE_BYTES,
     H_BAD_FREES,
@@ -138,7 +139,9 @@ def _rounded(words: Words, align: int, nbytes: int) -> int:
 def _take(words: Words, record: int, nbytes: int, gfp: int) -> int:
     """Return the address of a block of the arena, or NULL."""
     offset = (
-        kmalloc_fast(words, _rounded(words, load_at(record + R_ALIGN), nbytes), gfp) if 0 <= nbytes < LARGEST else 0
+        kmalloc_fast(words, _rounded(words, load_at(record + R_ALIGN), nbytes), gfp | GFP_ORDINARY)
+        if 0 <= nbytes < LARGEST
+        else 0
     )
     return address_of(words) + offset if offset > 0 else 0
 
@@ -215,7 +218,7 @@ def data_resize(words: Words, record: int, block: int, nbytes: int) -> int:
     if moved > 0:
         _count(record, R_IN_PLACE, 1)
         return base + moved
-    fresh = kmalloc_fast(words, wanted, 0) if wanted < LARGEST else 0
+    fresh = kmalloc_fast(words, wanted, GFP_ORDINARY) if wanted < LARGEST else 0
     if fresh <= 0 and 0 <= nbytes <= old:
         return block  # no memory to shrink into
     if fresh > 0:

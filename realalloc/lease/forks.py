@@ -37,10 +37,11 @@ T_WORDS: Final = H_TOTAL_WORDS  # how many words the table has, where an arena s
 T_LENGTH: Final = 2  # of the array
 T_LOCK: Final = 3
 T_THREAD: Final = 4  # pthread_t of kswapd, 0 while it does not run (kswapd.py)
-T_STOP: Final = 5  # 1: it is to end; what it sleeps on
+T_STOP: Final = 5  # 1: it is to end
 T_GUARD: Final = 6  # 1 while it is started or stopped
 T_AGAIN: Final = 7  # 1: it was stopped for a fork
 T_FUNCTION: Final = 8  # address of its machine code
+T_BELL: Final = 9  # what it sleeps on; 1: it is to look again
 TABLE_WORDS: Final = 10
 FIRST_SLOTS: Final = 64
 
@@ -134,7 +135,7 @@ def in_parent() -> None:
 def in_child() -> None:
     """Release them, and forget the other threads, waiting or not, kswapd too: they do not exist here."""
     table = words_at(table_address())
-    table[T_THREAD] = table[T_STOP] = table[T_GUARD] = 0
+    table[T_THREAD] = table[T_STOP] = table[T_GUARD] = table[T_BELL] = 0
     for k in range(table[T_LENGTH]):
         if base_in(table, k) != 0:
             words = words_at(base_in(table, k))

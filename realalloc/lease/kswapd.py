@@ -1,4 +1,5 @@
-"""kswapd: one thread of machine code for the process, which gives back what outstays its decay time, in every arena.
+"""kswapd: one thread of machine code for the process. In every arena it gives back what outstays its decay time, and brings
+free pages that have fallen below the low mark up to the high one.
 
 It never needs the GIL, runs no Python and gets no signal, so it can neither hold up a program nor run its finalizers. It does
 one bounded step of one arena at a time, under the lock of the table that names the open arenas: one that closes waits for no
@@ -22,6 +23,7 @@ from numba import types
 from realalloc.lease.capi import immortal, words_at
 from realalloc.lease.forks import (
     T_AGAIN,
+    T_BELL,
     T_FUNCTION,
     T_GUARD,
     T_LENGTH,
@@ -34,10 +36,25 @@ from realalloc.lease.forks import (
     take_table,
 )
 from realalloc.mm.atomic import address_of, atomic_load, atomic_store, compare_and_swap
+from realalloc.mm.balance import balance_tick
 from realalloc.mm.decay import IDLE_NS, decay_tick
 from realalloc.mm.jit import JIT, Words, c_function, entry, kernel
 from realalloc.mm.layout import DECAY, WORD_BYTES, Y_SERVED
-from realalloc.mm.prim import futex_sleep, futex_wake_all, monotonic_ns, sched_yield, thread_join, thread_start
+from realalloc.mm.prim import (
+    futex_sleep,
+    futex_wake_all,
+    monotonic_ns,
+    raise_flag,
+    sched_yield,
+    thread_join,
+    thread_start,
+)
+
+
+@kernel
+def bell_in(table: Words) -> int:
+    """Return the address of what kswapd sleeps on."""
+    return address_of(table) + T_BELL * WORD_BYTES
 
 
 @kernel
@@ -47,7 +64,9 @@ def _step(table: Words, k: int) -> int:
         return IDLE_NS
     take_table(table)
     base = base_in(table, k)
-    due = decay_tick(words_at(base), monotonic_ns()) if base != 0 else IDLE_NS
+    due = IDLE_NS
+    if base != 0:
+        due = min(balance_tick(words_at(base)), decay_tick(words_at(base), monotonic_ns()))
     release_table(table)
     return due
 
@@ -65,12 +84,15 @@ def _leave_all(table: Words) -> None:
 def kswapd(_argument: int) -> int:
     """The thread."""
     table = words_at(table_address())
-    while atomic_load(table, T_STOP) == 0:
+    while True:
+        compare_and_swap(table, T_BELL, 1, 0)  # before the look at what it rings for
+        if atomic_load(table, T_STOP) != 0:
+            break
         due = IDLE_NS
         for k in range(table[T_LENGTH]):
             due = min(due, _step(table, k))
         if due > 0:
-            futex_sleep(address_of(table) + T_STOP * WORD_BYTES, 0, due)
+            futex_sleep(bell_in(table), 0, due)
         else:
             sched_yield()  # who closes an arena may wait for the table
     _leave_all(table)
@@ -113,7 +135,8 @@ def stop_thread(words: Words, again: int) -> int:
     running = words[T_THREAD]
     if running != 0:
         atomic_store(words, T_STOP, 1)
-        futex_wake_all(address_of(words) + T_STOP * WORD_BYTES)
+        raise_flag(bell_in(words))
+        futex_wake_all(bell_in(words))
         thread_join(running)
         words[T_THREAD] = 0
         words[T_AGAIN] = again
@@ -142,7 +165,7 @@ def start() -> bool:
     if not JIT or _Process.is_over:
         return False
     if _Process.function == 0:
-        made: Any = (decay_tick, start_thread, stop_thread, take_table, release_table)
+        made: Any = (balance_tick, decay_tick, start_thread, stop_thread, take_table, release_table)
         for callee in made:
             callee.compile()
         again = ctypes.c_void_p(immortal(c_function(restart, types.int32(types.int64))).address)
@@ -152,6 +175,11 @@ def start() -> bool:
         _Process.function = int(immortal(c_function(kswapd, types.int64(types.int64))).address)
         table[T_FUNCTION] = _Process.function
     return start_thread(table, _Process.function, 0) != 0
+
+
+def bell() -> int:
+    """Return the address of what kswapd sleeps on: an arena that it serves rings there."""
+    return int(table.ctypes.data) + T_BELL * WORD_BYTES
 
 
 def stop() -> bool:

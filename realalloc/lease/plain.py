@@ -25,7 +25,7 @@ from realalloc.lease.slots import E_BASE, E_LENGTH, E_OFFSET, E_TAG, X_GATE, X_L
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words
 from realalloc.mm.kmalloc import zero_words
-from realalloc.mm.layout import GFP_WAIT_BIT, GFP_ZERO_BIT, WORD_BYTES
+from realalloc.mm.layout import GFP_ORDINARY, GFP_ZERO_BIT, WORD_BYTES
 
 
 class Plain:
@@ -91,7 +91,7 @@ class Plain:
 
     def bind_cache(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``cache.alloc``."""
-        return self._bind(context, VERB_CACHE, 0, slow)
+        return self._bind(context, VERB_CACHE, GFP_ORDINARY, slow)
 
     def bind_cache_bulk(self, _context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``cache.alloc_bulk``: the slow path alone."""
@@ -99,7 +99,7 @@ class Plain:
 
     def bind_pool(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``pool.alloc``."""
-        return self._bind(context, VERB_POOL, GFP_WAIT_BIT, slow)
+        return self._bind(context, VERB_POOL, GFP_ORDINARY, slow)
 
     def bind_pool_reserve(self, context: Any, slow: Callable[..., Any]) -> Callable[..., Any]:
         """Make ``pool.alloc_preallocated``."""
@@ -111,7 +111,7 @@ class Plain:
         def kmalloc(*args: Any, **kwargs: Any) -> Any:
             base = load_at(context[X_GATE // WORD_BYTES])
             if len(args) == 1 and not kwargs and base != 0 and type(args[0]) is int and 0 < args[0] < 1 << 63:
-                found = self.attempt(base, VERB_KMALLOC, args[0], 0, args[0], VERB_KMALLOC)
+                found = self.attempt(base, VERB_KMALLOC, args[0], GFP_ORDINARY, args[0], VERB_KMALLOC)
                 if type(found) is memoryview:
                     return found
             return slow(*args, **kwargs)

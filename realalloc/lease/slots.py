@@ -54,7 +54,7 @@ from realalloc.lease.shelf import PLACE_EXPORTER, PLACE_VIEW, new_view, put_read
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words, kernel, native
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
-from realalloc.mm.layout import EBUSY, ENOMEM, GFP_WAIT_BIT, GFP_ZERO_BIT, H_BAD_FREES, H_CLOSED, H_OWNER, OK, P_SHELF
+from realalloc.mm.layout import EBUSY, ENOMEM, GFP_ORDINARY, GFP_ZERO_BIT, H_BAD_FREES, H_CLOSED, H_OWNER, OK, P_SHELF
 from realalloc.mm.mempool import OUT_OF_RESERVE, pool_alloc, pool_alloc_reserved, pool_return
 from realalloc.mm.mempool_wait import SLICE_NS, pool_claim, pool_nap, pool_request, pool_wait_end
 from realalloc.mm.objects import cache_alloc as take_object
@@ -203,7 +203,7 @@ def cache_alloc(bound: int, args: int, count: int, names: int) -> int:
         if base != 0:
             words = words_at(base)
             count_lease(words, 1)
-            offset = take_object(words, load_at(context + X_OWNER))
+            offset = take_object(words, load_at(context + X_OWNER), GFP_ORDINARY)
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
@@ -226,7 +226,7 @@ def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
             done = 0
             while items != 0 and done < wanted:
                 count_lease(words, 1)
-                offset = take_object(words, load_at(context + X_OWNER))
+                offset = take_object(words, load_at(context + X_OWNER), GFP_ORDINARY)
                 if offset <= 0:
                     _let_go(drop_lease(words))
                     break
@@ -290,7 +290,7 @@ def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> 
                 view = load_at(place + PLACE_VIEW)
                 store_at(place + PLACE_VIEW, 0)
                 return view
-            offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_WAIT_BIT)
+            offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_ORDINARY)
             if offset <= 0:
                 _let_go(drop_lease(words))
                 offset = _await_element(words, p) if reserved == 0 else offset
@@ -323,7 +323,7 @@ def kmalloc_builtin(bound: int, args: int, count: int, names: int) -> int:
             if nbytes > 0:
                 words = words_at(base)
                 count_lease(words, 1)
-                offset = kmalloc_fast(words, nbytes, 0)
+                offset = kmalloc_fast(words, nbytes, GFP_ORDINARY)
                 if offset > 0:
                     return _lease(words, load_at(context + X_TYPE), offset, nbytes, VERB_KMALLOC)
                 _let_go(drop_lease(words))

@@ -42,6 +42,7 @@ from realalloc.mm.layout import (
     EDQUOT,
     EEXIST,
     ENOMEM,
+    GFP_ORDINARY,
     H_BUDGETS,
     H_CACHES,
     H_CLOSED,
@@ -74,7 +75,7 @@ def _descriptor_locked(words: Words) -> int:
     if b != 0:
         words[H_FREE_BUDGETS] = words[b + B_NEXT]
         return b
-    where = kmalloc_retry_locked(words, BUDGET_WORDS * WORD_BYTES, 0)
+    where = kmalloc_retry_locked(words, BUDGET_WORDS * WORD_BYTES, GFP_ORDINARY)
     return where // WORD_BYTES if where > 0 else ENOMEM
 
 

@@ -19,6 +19,7 @@ from realalloc.mm.layout import (
     CACHE_WORDS,
     DECAY,
     DECAY_EPOCHS,
+    H_BELL,
     H_CACHES,
     H_CLOSED,
     H_NR_CACHES,
@@ -130,10 +131,11 @@ def set_decay(words: Words, decay_ns: int) -> int:
 
 
 @entry
-def serve(words: Words, wanted: int) -> int:
-    """Say whether kswapd is to serve this arena; it begins, or has ended, with its next step."""
+def serve(words: Words, wanted: int, bell: int) -> int:
+    """Say whether kswapd is to serve this arena, and where to ring for it; it begins, or has ended, with its next step."""
     lock(words)
     words[DECAY + Y_WANTED] = wanted
+    words[H_BELL] = bell
     if wanted == 0:
         words[DECAY + Y_SERVED] = 0
     unlock(words)

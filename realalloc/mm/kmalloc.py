@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import order_of_pages
-from realalloc.mm.buddy import alloc_block_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import cache_create, cache_geometry
 from realalloc.mm.layout import (
@@ -25,6 +24,7 @@ from realalloc.mm.layout import (
     ENOMEM,
     EXTERNAL_MAP_BYTES,
     GFP_DMA_BIT,
+    GFP_ORDINARY,
     GFP_ZERO_BIT,
     H_BLOCKS,
     H_CLOSED,
@@ -59,12 +59,13 @@ from realalloc.mm.objects import cache_alloc_slow, cache_free_slow, free_fast, k
 from realalloc.mm.page_alloc import fetch_retry_locked, free_any_block_locked, zone_for
 from realalloc.mm.pages import kind_of, pages_at, zero_range
 from realalloc.mm.pcp import pop_block, pop_block_slow, push_block
-from realalloc.mm.reclaim import reclaim_locked
+from realalloc.mm.reclaim import try_again_locked
 from realalloc.mm.sheaf import pop
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
 from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import barriers_work, my_place
 from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
+from realalloc.mm.watermark import get_block_locked
 from realalloc.mm.window import area_at, granule_of
 from realalloc.mm.zeroing import zero_memory
 
@@ -119,22 +120,26 @@ def kmalloc_locked(words: Words, nbytes: int, gfp: int) -> int:
     zone = ZONE_DMA if gfp & GFP_DMA_BIT else ZONE_NORMAL
     largest = PAGE_BYTES << words[H_MAX_ORDER]
     if nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest):
-        return cache_alloc_locked(words, class_of(words, nbytes, gfp))
+        return cache_alloc_locked(words, class_of(words, nbytes, gfp), gfp)
     if nbytes <= largest:
         order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
-        pfn = alloc_block_locked(words, zone, order, KIND_LARGE, gfp & GFP_ZERO_BIT)
+        pfn = get_block_locked(words, zone, order, KIND_LARGE, gfp)
         if pfn < 0:
             return pfn
         words[H_BLOCKS] += 1
         return pfn << PAGE_SHIFT
-    return vmalloc_locked(words, nbytes, gfp & GFP_ZERO_BIT) if zone == ZONE_NORMAL else ENOMEM
+    return vmalloc_locked(words, nbytes, gfp) if zone == ZONE_NORMAL else ENOMEM
 
 
 @entry
 def kmalloc_retry_locked(words: Words, nbytes: int, gfp: int) -> int:
-    """Allocate, reclaiming once if pages have run out."""
+    """Allocate, reclaiming if pages have run out."""
     offset = kmalloc_locked(words, nbytes, gfp)
-    if offset == ENOMEM and reclaim_locked(words) > 0:
+    best = 0
+    while offset == ENOMEM:
+        best = try_again_locked(words, ZONE_DMA if gfp & GFP_DMA_BIT else ZONE_NORMAL, gfp, best)
+        if best == 0:
+            break
         offset = kmalloc_locked(words, nbytes, gfp)
     return offset
 
@@ -151,7 +156,7 @@ def _kmalloc_locking(words: Words, nbytes: int, gfp: int) -> int:
         return ENOMEM
     largest = PAGE_BYTES << words[H_MAX_ORDER]
     small = nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest)
-    offset = cache_alloc_slow(words, class_of(words, nbytes, gfp)) if small else ENOMEM
+    offset = cache_alloc_slow(words, class_of(words, nbytes, gfp), gfp) if small else ENOMEM
     if offset < 0:
         lock(words)
         if KMALLOC_MAX_CACHE_BYTES < nbytes <= largest:
@@ -281,7 +286,7 @@ def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words) -> int:
     ):
         return OK
     for done in range(count):
-        out[done] = kmalloc_slow(words, nbytes, 0)
+        out[done] = kmalloc_slow(words, nbytes, GFP_ORDINARY)
         if out[done] < 0:
             kfree_bulk(words, done, out)
             return ENOMEM
@@ -329,9 +334,13 @@ def vmalloc(words: Words, nbytes: int, gfp: int) -> int:
     if nbytes <= 0 or words[H_CLOSED] != 0:
         return ENOMEM
     lock(words)
-    offset = vmalloc_locked(words, nbytes, gfp & GFP_ZERO_BIT)
-    if offset < 0 and reclaim_locked(words) > 0:
-        offset = vmalloc_locked(words, nbytes, gfp & GFP_ZERO_BIT)
+    offset = vmalloc_locked(words, nbytes, gfp)
+    best = 0
+    while offset < 0:
+        best = try_again_locked(words, ZONE_NORMAL, gfp, best)
+        if best == 0:
+            break
+        offset = vmalloc_locked(words, nbytes, gfp)
     unlock(words)
     return offset
 

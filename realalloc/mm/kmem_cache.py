@@ -273,10 +273,10 @@ def cache_destroy(words: Words, c: int) -> int:
 
 
 @entry
-def construct_begin(words: Words, c: int) -> int:
+def construct_begin(words: Words, c: int, gfp: int) -> int:
     """Make a slab whose objects are all with the constructor; return its pfn or ENOMEM."""
     lock(words)
-    pfn = new_slab_locked(words, c)
+    pfn = new_slab_locked(words, c, gfp)
     if pfn > 0:
         page = page_at(pfn)
         objects = objects_of(words[page + PG_INFO])

@@ -53,6 +53,7 @@ BAD_POOL_POISON: Final = -1034
 BAD_SHEAF: Final = -1041
 BAD_HEADER: Final = -1051
 BAD_BUDGET: Final = -1061
+BAD_MARKS: Final = -1071
 
 # -- header: words 0..255 -------------------------------------------------------------------------------------------
 MAGIC: Final = 0x7265616C616C6C6F  # "realallo"
@@ -104,6 +105,7 @@ H_HUGEMAP: Final = 43  # word index of the map of huge units, one bit a unit of 
 H_BUDGETS: Final = 44  # word index of the youngest budget, 0 for none
 H_FREE_BUDGETS: Final = 45  # list of descriptors without a budget
 H_NR_CLASSES: Final = 46  # kmalloc caches of a zone
+H_BELL: Final = 47  # address of what kswapd sleeps on, 0 if it does not serve this arena; it belongs to the process
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
@@ -127,9 +129,20 @@ Z_FRONTIER_PFN: Final = 2  # pages behind it were never reached; implicitly free
 Z_FREE_PAGES: Final = 4  # pages on the free lists:  start + listed free + allocated = frontier
 Z_ALLOCS: Final = 5
 Z_FREES: Final = 6
+Z_MIN_PAGES: Final = 7  # watermarks: free pages that an ordinary request leaves; 0: there are none
+Z_LOW_PAGES: Final = 8  # below it kswapd is woken,
+Z_HIGH_PAGES: Final = 9  # to bring free pages up to this
+Z_STAGE: Final = 10  # STAGE_*: what kswapd does next for this zone
+Z_BEGAN_PAGES: Final = 11  # pages that were free when its run began
+Z_FAILURES: Final = 12  # runs in a row that brought nothing
+Z_WAKES: Final = 13  # runs
 Z_HEADS: Final = 16  # list heads by order
 Z_COUNTS: Final = 40  # blocks on each list
 MAX_MAX_ORDER: Final = 18
+STAGE_IDLE: Final = 0
+STAGE_SHEAVES: Final = 1
+STAGE_SLABS: Final = 2
+STAGE_AREAS: Final = 3
 
 # -- decay of free pages that hold memory ---------------------------------------------------------------------------
 DECAY: Final = ZONES + 2 * ZONE_WORDS  # word index of its state
@@ -455,8 +468,15 @@ NO_LIMIT: Final = (1 << 63) - 1
 
 # gfp bits that kernels look at; the full set is in realalloc.gfp
 GFP_DMA_BIT: Final = 0x01
+GFP_HIGH_BIT: Final = 0x20
 GFP_ZERO_BIT: Final = 0x100
-GFP_WAIT_BIT: Final = 0x400  # __GFP_DIRECT_RECLAIM: who is refused will wait
+GFP_WAIT_BIT: Final = 0x400  # __GFP_DIRECT_RECLAIM: who is refused may take memory back, and will wait
+GFP_KSWAPD_BIT: Final = 0x800
+GFP_NOFAIL_BIT: Final = 0x8000
+GFP_NORETRY_BIT: Final = 0x10000
+GFP_MEMALLOC_BIT: Final = 0x20000
+GFP_NOMEMALLOC_BIT: Final = 0x80000
+GFP_ORDINARY: Final = GFP_WAIT_BIT | GFP_KSWAPD_BIT  # what GFP_KERNEL means here
 
 LIST_PREV_MASK: Final = 0xFFFFFFFF
 
@@ -464,7 +484,8 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert DECAY + DECAY_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_NR_CLASSES < ZONES
+assert H_BELL < ZONES
+assert Z_WAKES < Z_HEADS
 assert B_COUNTS + CHARGE_KINDS <= B_BYTES
 assert B_BYTES + CHARGE_KINDS <= B_NAME
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS

@@ -27,6 +27,7 @@ from realalloc.mm.layout import (
     BAD_POOL_POISON,
     EBUSY,
     ENOMEM,
+    GFP_ORDINARY,
     GFP_WAIT_BIT,
     GFP_ZERO_BIT,
     H_CLOSED,
@@ -45,7 +46,6 @@ from realalloc.mm.layout import (
     P_ELEMENT_BYTES,
     P_ELEMENTS_BYTES,
     P_FAIL_INTERVAL,
-    P_FAIL_TIMES,
     P_FAILS,
     P_GETS_ALLOC,
     P_GETS_RESERVE,
@@ -76,7 +76,6 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import zero_range
 from realalloc.mm.prim import monotonic_ns
-from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.reserve import (
     adopt_element,
     backing_alloc_locked,
@@ -113,8 +112,8 @@ def pool_create(words: Words, min_nr: int, backing: int, arg: int, element_bytes
     """Make a pool with an empty reserve; return its word index or ENOMEM. :func:`pool_fill` comes next."""
     capacity = max(1, min_nr)
     lock(words)
-    where = kmalloc_retry_locked(words, POOL_WORDS * WORD_BYTES, 0)
-    elements = kmalloc_retry_locked(words, capacity * WORD_BYTES, 0)
+    where = kmalloc_retry_locked(words, POOL_WORDS * WORD_BYTES, GFP_ORDINARY)
+    elements = kmalloc_retry_locked(words, capacity * WORD_BYTES, GFP_ORDINARY)
     if where < 0 or elements < 0 or words[H_CLOSED] != 0:
         if where > 0:
             kfree_locked(words, where)
@@ -151,7 +150,7 @@ def pool_fill(words: Words, p: int) -> int:
     status = OK
     while status == OK and words[p + P_MISSING] > 0:
         lock(words)
-        offset = backing_retry_locked(words, p, 0)
+        offset = backing_retry_locked(words, p, GFP_ORDINARY)
         unlock(words)
         if offset < 0:
             return offset
@@ -192,9 +191,7 @@ def _fresh(words: Words, p: int, gfp: int, last: int) -> int:
     """Ask the backing allocator; where nothing else is ``last``, reclaiming once if pages have run out."""
     if words[p + P_ORDER] == ORDER_RESERVE_ONLY and words[p + P_MISSING] == 0:
         return ENOMEM
-    offset = backing_alloc_locked(words, p, gfp)
-    if offset == ENOMEM and last == 1 and words[p + P_FAIL_TIMES] == 0 and reclaim_locked(words) > 0:
-        offset = backing_alloc_locked(words, p, gfp)
+    offset = backing_retry_locked(words, p, gfp) if last == 1 else backing_alloc_locked(words, p, gfp)
     if offset > 0:
         account_locked(words, p)
         words[p + P_GETS_ALLOC] += 1
@@ -328,7 +325,7 @@ def pool_resize(words: Words, p: int, min_nr: int, out: Words) -> int:
     if capacity < words[p + P_GRANTED] or _largest_need(words, p) > capacity:
         unlock(words)
         return EBUSY
-    fresh = kmalloc_retry_locked(words, capacity * WORD_BYTES, 0)
+    fresh = kmalloc_retry_locked(words, capacity * WORD_BYTES, GFP_ORDINARY)
     if fresh > 0:
         words[p + P_CAPACITY] = capacity
         while words[p + P_CURR_NR] > capacity or (is_too_many(words, p) == 1 and spare_elements(words, p) > 0):

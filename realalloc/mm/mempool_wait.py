@@ -15,7 +15,7 @@ from realalloc.mm.layout import (
     EBUSY,
     EINVAL,
     ENOMEM,
-    GFP_WAIT_BIT,
+    GFP_ORDINARY,
     H_CLOSED,
     H_POOLS,
     N_NEED,
@@ -208,7 +208,7 @@ def pool_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
     """Return the offset of an element, waiting for one for up to ``timeout_ns``, < 0: without limit; ENOMEM when the time is
     over, the arena is closed or the pool is going. Sleeps in slices: the backing allocator does not say when it has memory.
     """
-    offset = pool_alloc(words, p, GFP_WAIT_BIT)
+    offset = pool_alloc(words, p, GFP_ORDINARY)
     if offset > 0 or timeout_ns == 0:
         return offset
     deadline = monotonic_ns() + timeout_ns

@@ -14,6 +14,7 @@ from realalloc.mm.bits import divides
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     C_SHEAF,
+    C_ZONE,
     CACHE_MASK,
     CACHE_SHIFT,
     CACHE_WORDS,
@@ -25,6 +26,7 @@ from realalloc.mm.layout import (
     EAGAIN,
     EINVAL,
     ENOMEM,
+    GFP_ORDINARY,
     H_CACHES,
     H_CLOSED,
     H_END_PFN,
@@ -42,7 +44,7 @@ from realalloc.mm.layout import (
     SLAB_BYTES_SHIFT,
 )
 from realalloc.mm.pages import page_at
-from realalloc.mm.reclaim import drain_locked, reclaim_locked
+from realalloc.mm.reclaim import drain_locked, try_again_locked
 from realalloc.mm.sheaf import (
     count_of,
     count_put,
@@ -124,7 +126,7 @@ def object_free_locked(words: Words, c: int, offset: int) -> int:
 
 
 @entry
-def cache_alloc_slow(words: Words, c: int) -> int:
+def cache_alloc_slow(words: Words, c: int, gfp: int) -> int:
     """Allocate an object: what the thread has put, else with the lock; its offset, ENOMEM (also when closed) or EAGAIN.
 
     What other threads keep is taken back before a request is refused; empty slabs, too, if pages have run out.
@@ -133,10 +135,15 @@ def cache_alloc_slow(words: Words, c: int) -> int:
     if offset != 0:
         return offset
     lock(words)
-    offset = object_alloc_locked(words, c) if words[H_CLOSED] == 0 else ENOMEM
-    if offset < 0 and words[H_CLOSED] == 0:
-        found = drain_locked(words) if offset == EAGAIN else reclaim_locked(words)
-        offset = object_alloc_locked(words, c) if found > 0 else offset
+    offset = object_alloc_locked(words, c, gfp) if words[H_CLOSED] == 0 else ENOMEM
+    if offset == EAGAIN and words[H_CLOSED] == 0 and drain_locked(words) > 0:
+        offset = object_alloc_locked(words, c, gfp)
+    best = 0
+    while offset == ENOMEM and words[H_CLOSED] == 0:
+        best = try_again_locked(words, words[c + C_ZONE], gfp, best)
+        if best == 0:
+            break
+        offset = object_alloc_locked(words, c, gfp)
     unlock(words)
     return offset
 
@@ -160,10 +167,10 @@ def cache_free_slow(words: Words, c: int, offset: int) -> int:
 
 
 @kernel
-def cache_alloc(words: Words, c: int) -> int:
+def cache_alloc(words: Words, c: int, gfp: int) -> int:
     """Allocate an object: its offset, ENOMEM or EAGAIN (constructor needed). For inlining."""
     offset = pop(words, my_place(), words[c + C_SHEAF])
-    return offset if offset != 0 else cache_alloc_slow(words, c)
+    return offset if offset != 0 else cache_alloc_slow(words, c, gfp)
 
 
 @kernel
@@ -174,8 +181,8 @@ def cache_free(words: Words, c: int, offset: int) -> int:
 
 @entry
 def kmem_cache_alloc(words: Words, c: int) -> int:
-    """Allocate an object: its offset, ENOMEM (also when closed) or EAGAIN (constructor needed)."""
-    return cache_alloc(words, c)
+    """Allocate an object, as GFP_KERNEL does: its offset, ENOMEM (also when closed) or EAGAIN (constructor needed)."""
+    return cache_alloc(words, c, GFP_ORDINARY)
 
 
 @entry
@@ -258,14 +265,14 @@ def kmem_cache_free_bulk(words: Words, c: int, count: int, out: Words) -> int:
 
 @entry
 def kmem_cache_alloc_bulk(words: Words, c: int, count: int, out: Words) -> int:
-    """Fill ``out[:count]`` with objects and return OK, or allocate none and return why (all or nothing)."""
+    """Fill ``out[:count]`` with objects, as GFP_KERNEL does; OK, or allocate none and return why (all or nothing)."""
     if words[H_CLOSED] != 0:
         return ENOMEM
     done = 0
     while done < count:
         done = _pop_many(words, c, done, count, out)
         if done < count:
-            offset = cache_alloc_slow(words, c)
+            offset = cache_alloc_slow(words, c, GFP_ORDINARY)
             if offset < 0:
                 kmem_cache_free_bulk(words, c, done, out)
                 return offset

@@ -12,7 +12,6 @@ from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import order_of_pages
 from realalloc.mm.buddy import (
     account_allocated,
-    alloc_block_locked,
     free_block_locked,
     free_pages_total,
     free_span_locked,
@@ -58,7 +57,8 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.pcp import fetch_block_locked, keep_block_locked, pop_block_slow, push_block
-from realalloc.mm.reclaim import reclaim_locked
+from realalloc.mm.reclaim import try_again_locked
+from realalloc.mm.watermark import get_block_locked, may_take
 from realalloc.mm.zeroing import zero_memory
 
 
@@ -152,16 +152,16 @@ def _take_run(words: Words, zone: int, pages: int) -> int:
 
 
 @entry
-def alloc_run_locked(words: Words, zone: int, pages: int, zero: int) -> int:
+def alloc_run_locked(words: Words, zone: int, pages: int, gfp: int) -> int:
     """Allocate any number of contiguous pages; return the first pfn or ENOMEM (kernel: alloc_contig_pages)."""
     if pages <= 0:
         return EINVAL
-    if pages > free_pages_total(words, zone):
+    if pages > free_pages_total(words, zone) or may_take(words, zone, pages, gfp) == 0:
         return ENOMEM
     pfn = _take_run(words, zone, pages)
     if pfn == 0:
         return ENOMEM
-    if zero != 0:
+    if gfp & GFP_ZERO_BIT:
         zero_memory(words, pfn << PAGE_SHIFT, pfn, pages)
     if commit_locked(words, pfn, pages, -1) != OK:
         insert_span_locked(words, zone, pfn, pages)
@@ -197,17 +197,21 @@ def zone_for(words: Words, gfp: int) -> int:
 @kernel
 def _fetch_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
     if zone == ZONE_NORMAL:
-        return fetch_block_locked(words, order, kind, gfp & GFP_ZERO_BIT)
-    pfn = alloc_block_locked(words, zone, order, kind, gfp & GFP_ZERO_BIT)
+        return fetch_block_locked(words, order, kind, gfp)
+    pfn = get_block_locked(words, zone, order, kind, gfp)
     words[H_BLOCKS] += 1 if pfn > 0 else 0
     return pfn
 
 
 @entry
 def fetch_retry_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
-    """Get a block from the buddy, reclaiming once if pages have run out; H_BLOCKS counts it."""
+    """Get a block from the buddy, reclaiming if pages have run out; H_BLOCKS counts it."""
     pfn = _fetch_locked(words, zone, order, kind, gfp)
-    if pfn < 0 and order <= words[H_MAX_ORDER] and reclaim_locked(words) > 0:
+    best = 0
+    while pfn < 0 and order <= words[H_MAX_ORDER]:
+        best = try_again_locked(words, zone, gfp, best)
+        if best == 0:
+            break
         pfn = _fetch_locked(words, zone, order, kind, gfp)
     return pfn
 
@@ -237,9 +241,13 @@ def alloc_run(words: Words, pages: int, gfp: int) -> int:
     if pages <= 0 or zone < 0 or words[H_CLOSED] != 0:
         return ENOMEM
     lock(words)
-    pfn = alloc_run_locked(words, zone, pages, gfp & GFP_ZERO_BIT)
-    if pfn < 0 and reclaim_locked(words) > 0:
-        pfn = alloc_run_locked(words, zone, pages, gfp & GFP_ZERO_BIT)
+    pfn = alloc_run_locked(words, zone, pages, gfp)
+    best = 0
+    while pfn < 0:
+        best = try_again_locked(words, zone, gfp, best)
+        if best == 0:
+            break
+        pfn = alloc_run_locked(words, zone, pages, gfp)
     if pfn > 0:
         words[H_BLOCKS] += 1
     unlock(words)
@@ -282,14 +290,17 @@ def alloc_pages_bulk(words: Words, count: int, gfp: int, out: Words) -> int:
         return 0
     lock(words)
     done = 0
+    best = 0
     while done < count:
-        pfn = alloc_block_locked(words, zone, 0, KIND_PAGES, gfp & GFP_ZERO_BIT)
-        if pfn < 0 and reclaim_locked(words) > 0:
-            continue
+        pfn = get_block_locked(words, zone, 0, KIND_PAGES, gfp)
         if pfn < 0:
+            best = try_again_locked(words, zone, gfp, best)
+            if best != 0:
+                continue
             break
         out[done] = pfn
         done += 1
+        best = 0
     words[H_BLOCKS] += done
     unlock(words)
     return done

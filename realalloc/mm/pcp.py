@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import clz
-from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_SHEAF,
@@ -74,6 +74,7 @@ from realalloc.mm.threads import (
     record_at,
     record_inside,
 )
+from realalloc.mm.watermark import get_block_locked
 
 BATCH_ORDERS = 4  # orders below are refilled in batches (kernel: PAGE_ALLOC_COSTLY_ORDER)
 
@@ -225,11 +226,11 @@ def keep_block_locked(words: Words, pfn: int) -> int:
 
 
 @entry
-def fetch_block_locked(words: Words, order: int, kind: int, zero: int) -> int:
+def fetch_block_locked(words: Words, order: int, kind: int, gfp: int) -> int:
     """Get a block of the normal zone from the buddy, small orders with more for the calling thread to keep; its pfn or
     ENOMEM. H_BLOCKS counts it.
     """
-    pfn = alloc_block_locked(words, ZONE_NORMAL, order, kind, zero)
+    pfn = get_block_locked(words, ZONE_NORMAL, order, kind, gfp)
     if pfn < 0:
         return pfn
     words[H_BLOCKS] += 1
@@ -238,7 +239,7 @@ def fetch_block_locked(words: Words, order: int, kind: int, zero: int) -> int:
     d = _own_sheaf(words, order, _capacity(words, order)) if more > 0 else 0
     if d != 0 and count_of(words, d) == 0:
         while more > 0:
-            kept = alloc_block_locked(words, ZONE_NORMAL, order, KIND_CACHED, 0)
+            kept = get_block_locked(words, ZONE_NORMAL, order, KIND_CACHED, 0)  # a convenience: never of the reserve
             if kept < 0:
                 break
             words[H_BLOCKS] += 1

@@ -353,6 +353,19 @@ def may_move(length: int) -> int:
     return 0
 
 
+def _emit_raise(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    at = builder.inttoptr(args[0], _I64.as_pointer())
+    return builder.atomic_rmw("xchg", at, _constant(1), "seq_cst")
+
+
+@native(_emit_raise)
+def raise_flag(address: int) -> int:
+    """Store 1 into the word at ``address``, behind all stores before; return what was there."""
+    word = ctypes.c_int64.from_address(int(address))
+    before, word.value = word.value, 1
+    return before
+
+
 @native(_emit_wake(ALL_WAITERS))
 def futex_wake_all(address: int) -> int:
     """Wake every thread that sleeps on the 32-bit word at ``address``."""

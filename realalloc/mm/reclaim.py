@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import ctz
-from realalloc.mm.buddy import list_remove
+from realalloc.mm.buddy import free_pages_total, list_remove
 from realalloc.mm.commit import drop_locked, small_dirty
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
     DECAY,
+    GFP_NORETRY_BIT,
     H_CACHES,
     H_MAX_ORDER,
     H_NR_RECORDS,
@@ -46,6 +47,7 @@ from realalloc.mm.prim import MADV_DONTNEED, madvise, monotonic_ns
 from realalloc.mm.sheaf import cached_objects_locked, drain_cache_locked
 from realalloc.mm.threads import let_in_locked, lock_out_locked, release_records_locked
 from realalloc.mm.vmalloc import purge_lazy_locked
+from realalloc.mm.watermark import has_marks, may_reclaim
 
 TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held
 
@@ -76,6 +78,22 @@ def reclaim_locked(words: Words) -> int:
     words[PRESSURE + PSI_RECLAIMS] += 1
     account_stall_locked(words, monotonic_ns() - begin, 1)
     return kept
+
+
+@entry
+def try_again_locked(words: Words, zone: int, gfp: int, best: int) -> int:
+    """Take memory back for a request that was refused; return the new ``best``, 0 if it is not worth asking again.
+
+    ``best`` is 0 the first time, then what this returned: further rounds need pages that were not free before, and none comes
+    after the first with GFP_NORETRY, or where there are no marks (kernel: should_reclaim_retry).
+    """
+    if may_reclaim(words, gfp) == 0 or (best != 0 and (gfp & GFP_NORETRY_BIT or has_marks(words) == 0)):
+        return 0
+    kept = reclaim_locked(words)
+    free = free_pages_total(words, zone) + 1
+    if kept == 0 or free <= best:
+        return 0
+    return free
 
 
 @entry

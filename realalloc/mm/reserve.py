@@ -8,7 +8,6 @@ Invariant: 0 <= curr_nr <= capacity; words [0, curr_nr) of the array are element
 from __future__ import annotations
 
 from realalloc.mm.atomic import atomic_add, atomic_load, atomic_store
-from realalloc.mm.buddy import alloc_block_locked
 from realalloc.mm.charge import charge_locked, uncharge_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import kfree_locked, kmalloc_locked, ksize_locked, usable_bytes
@@ -20,6 +19,10 @@ from realalloc.mm.layout import (
     ENOMEM,
     FAIL_BITS,
     GFP_DMA_BIT,
+    GFP_NOMEMALLOC_BIT,
+    GFP_NORETRY_BIT,
+    GFP_ORDINARY,
+    GFP_ZERO_BIT,
     H_BLOCKS,
     KIND_PAGES,
     OK,
@@ -57,8 +60,9 @@ from realalloc.mm.layout import (
     WORD_BYTES,
     ZONE_DMA,
 )
-from realalloc.mm.reclaim import reclaim_locked
+from realalloc.mm.reclaim import try_again_locked
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
+from realalloc.mm.watermark import get_block_locked
 
 
 @kernel
@@ -87,9 +91,9 @@ def charge_of(words: Words, p: int) -> int:
 @kernel
 def _from_backing_locked(words: Words, p: int, gfp: int) -> int:
     if words[p + P_BACKING] == BACKING_CACHE:
-        return cache_alloc_locked(words, words[p + P_ARG])
+        return cache_alloc_locked(words, words[p + P_ARG], gfp)
     if words[p + P_BACKING] == BACKING_PAGES:
-        pfn = alloc_block_locked(words, words[p + P_ZONE], words[p + P_ARG], KIND_PAGES, 0)
+        pfn = get_block_locked(words, words[p + P_ZONE], words[p + P_ARG], KIND_PAGES, gfp & ~GFP_ZERO_BIT)
         if pfn < 0:
             return pfn
         words[H_BLOCKS] += 1
@@ -103,10 +107,10 @@ def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
     if words[p + P_BACKING] >= BACKING_OBJECT or is_injected(words, p) == 1:
         return ENOMEM
     if words[p + P_BUDGET] == 0:
-        return _from_backing_locked(words, p, gfp)
+        return _from_backing_locked(words, p, gfp | GFP_NOMEMALLOC_BIT)
     if charge_locked(words, words[p + P_BUDGET], CHARGE_ELEMENTS, charge_of(words, p)) != OK:
         return ENOMEM
-    offset = _from_backing_locked(words, p, gfp)
+    offset = _from_backing_locked(words, p, gfp | GFP_NOMEMALLOC_BIT)
     if offset < 0:
         uncharge_locked(words, words[p + P_BUDGET], CHARGE_ELEMENTS, charge_of(words, p))
     return offset
@@ -116,7 +120,11 @@ def backing_alloc_locked(words: Words, p: int, gfp: int) -> int:
 def backing_retry_locked(words: Words, p: int, gfp: int) -> int:
     """The same, reclaiming once if pages have run out."""
     offset = backing_alloc_locked(words, p, gfp)
-    if offset == ENOMEM and words[p + P_FAIL_TIMES] == 0 and reclaim_locked(words) > 0:
+    best = 0
+    while offset == ENOMEM and words[p + P_FAIL_TIMES] == 0:
+        best = try_again_locked(words, words[p + P_ZONE], gfp | GFP_NORETRY_BIT, best)
+        if best == 0:
+            break
         offset = backing_alloc_locked(words, p, gfp)
     return offset
 
@@ -232,7 +240,7 @@ def supply_locked(words: Words, p: int, target: int, batch: int) -> int:
     """Bring the reserve up to ``target`` elements from the backing allocator, by at most ``batch``; return what stopped it."""
     target = min(target, words[p + P_CURR_NR] + owes(words, p))
     while words[p + P_CURR_NR] < target and batch > 0:
-        offset = backing_retry_locked(words, p, 0)
+        offset = backing_retry_locked(words, p, GFP_ORDINARY)
         if offset < 0:
             return offset
         wipe_freed(words, p, offset)

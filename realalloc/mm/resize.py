@@ -21,6 +21,7 @@ from realalloc.mm.layout import (
     AREA_NONE,
     EINVAL,
     ENOMEM,
+    GFP_ORDINARY,
     GRANULE_PAGES,
     GRANULE_SHIFT,
     H_CLOSED,
@@ -53,6 +54,7 @@ from realalloc.mm.pcp import block_info
 from realalloc.mm.prim import forget
 from realalloc.mm.reclaim import reclaim_locked
 from realalloc.mm.vmalloc import HUGE_GRANULES, collect_blocks, free_chain, map_chain, move_range, unmap_chain
+from realalloc.mm.watermark import may_take
 from realalloc.mm.window import (
     area_at,
     area_granules,
@@ -73,6 +75,9 @@ def _grow_block_locked(words: Words, pfn: int, order: int) -> int:
     if order > words[H_MAX_ORDER] or pfn & ((1 << order) - 1) != 0 or zone_of(words, pfn) != ZONE_NORMAL:
         return ENOMEM
     z = zone_at(ZONE_NORMAL)
+    more = (1 << order) - (1 << have)
+    if may_take(words, ZONE_NORMAL, more, GFP_ORDINARY) == 0:
+        return ENOMEM
     for k in range(have, order):
         if words[z + Z_FRONTIER_PFN] == pfn + (1 << k):  # never reached: free, but on no list
             grow(words, ZONE_NORMAL)
@@ -80,7 +85,6 @@ def _grow_block_locked(words: Words, pfn: int, order: int) -> int:
             return ENOMEM
     for k in range(have, order):
         list_remove(words, ZONE_NORMAL, pfn + (1 << k), k)
-    more = (1 << order) - (1 << have)
     if commit_locked(words, pfn + (1 << have), more, -1) != OK:
         insert_span_locked(words, ZONE_NORMAL, pfn + (1 << have), more)
         return ENOMEM
@@ -134,7 +138,7 @@ def _grow_area_locked(words: Words, granule: int, nbytes: int) -> int:
     """Grow a live area; return the granule that it begins at now, or ENOMEM with nothing changed."""
     have = words[area_at(words, granule) + V_PAGES]
     pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
-    head = collect_blocks(words, pages - have, 0)
+    head = collect_blocks(words, pages - have, GFP_ORDINARY)
     if head < 0:
         return ENOMEM
     count = (pages + GRANULE_PAGES) // GRANULE_PAGES  # at least one page more than needed: the guard

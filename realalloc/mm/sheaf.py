@@ -186,7 +186,7 @@ def own_sheaf_locked(words: Words, place: int) -> int:
 @kernel
 def new_sheaf_locked(words: Words) -> int:
     """Allocate an empty sheaf; return its word index, 0 if there is no memory."""
-    offset = cache_alloc_locked(words, words[H_SHEAF_CACHE])
+    offset = cache_alloc_locked(words, words[H_SHEAF_CACHE], 0)  # a convenience: never of the reserve
     if offset < 0:
         return 0
     words[offset // WORD_BYTES + S_COUNT] = 0
@@ -307,14 +307,14 @@ def _prepare(words: Words, c: int, d: int) -> int:
 
 
 @kernel
-def _fill_main(words: Words, c: int, d: int) -> None:
+def _fill_main(words: Words, c: int, d: int, gfp: int) -> None:
     """Fill an empty main sheaf from the slabs, by half if the spare one has some: what goes round shall fit into one. Of
     large objects no more than MAX_FILL_BYTES: the rest of a sheaf is for what comes back.
     """
     capacity = min(words[c + C_SHEAF_CAPACITY], max(MAX_FILL_BYTES // words[c + C_STRIDE_BYTES], MIN_SHEAF_OBJECTS))
     wanted = capacity if count_put(words, d) == 0 else (capacity + 1) >> 1
     base = words[d + D_BASE]
-    at = take_objects_locked(words, c, base, base + wanted)
+    at = take_objects_locked(words, c, base, base + wanted, gfp)
     count = base + wanted - at
     for k in range(count if at != base else 0):
         words[base + k] = words[at + k]
@@ -322,7 +322,7 @@ def _fill_main(words: Words, c: int, d: int) -> None:
 
 
 @entry
-def refill_sheaf_locked(words: Words, c: int, d: int) -> int:
+def refill_sheaf_locked(words: Words, c: int, d: int, gfp: int) -> int:
     """Make the main sheaf of a descriptor hold objects; return how many it has, 0 if none can be had."""
     if _prepare(words, c, d) == 0:
         return 0
@@ -334,7 +334,7 @@ def refill_sheaf_locked(words: Words, c: int, d: int) -> int:
             set_main(words, d, _barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL))
             _put_empty(words, c, emptied)
         else:
-            _fill_main(words, c, d)
+            _fill_main(words, c, d, gfp)
         if count_of(words, d) == 0 and count_put(words, d) > 0:
             exchange(words, d)
     return count_of(words, d)
@@ -433,11 +433,11 @@ def bad_sheaves(words: Words, d: int) -> int:
 
 
 @entry
-def object_alloc_locked(words: Words, c: int) -> int:
+def object_alloc_locked(words: Words, c: int, gfp: int) -> int:
     """Allocate an object, refilling the calling thread's sheaf; an offset, ENOMEM or EAGAIN (see cache_alloc_locked)."""
     d = own_sheaf_locked(words, words[c + C_SHEAF]) if words[c + C_SHEAF] != 0 else 0
-    if d == 0 or refill_sheaf_locked(words, c, d) == 0:
-        return cache_alloc_locked(words, c)
+    if d == 0 or refill_sheaf_locked(words, c, d, gfp) == 0:
+        return cache_alloc_locked(words, c, gfp)
     top = words[d + D_TOP]
     words[d + D_TOP] = top - 1
     return words[top]

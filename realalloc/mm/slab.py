@@ -49,24 +49,24 @@ from realalloc.mm.slab_page import (
 
 
 @entry
-def refill_locked(words: Words, c: int) -> int:
+def refill_locked(words: Words, c: int, gfp: int) -> int:
     """Let a slab with free objects serve: active, partial, empty, new; its pfn, ENOMEM or EAGAIN."""
     pfn = activate(words, c)
     if pfn == 0:
         if words[c + C_FLAGS] & CF_CTOR:
             return EAGAIN
-        pfn = new_slab_locked(words, c)
+        pfn = new_slab_locked(words, c, gfp)
         if pfn > 0:
             point_at(words, c, pfn)
     return pfn
 
 
 @kernel
-def cache_alloc_locked(words: Words, c: int) -> int:
+def cache_alloc_locked(words: Words, c: int, gfp: int) -> int:
     """Return the offset of a free object, ENOMEM, or EAGAIN if the face must construct a slab first."""
     offset = take_object(words, c)
     if offset == 0:
-        status = refill_locked(words, c)
+        status = refill_locked(words, c, gfp)
         if status < 0:
             return status
         offset = take_object(words, c)
@@ -74,7 +74,7 @@ def cache_alloc_locked(words: Words, c: int) -> int:
 
 
 @kernel
-def take_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
+def take_objects_locked(words: Words, c: int, begin: int, end: int, gfp: int) -> int:
     """Fill words ``[begin, end)`` from the end with objects; return the first that is filled.
 
     A new slab is made for the first object only: the others are a convenience, not a need.
@@ -85,7 +85,7 @@ def take_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
         free = words[where]
         if free == 0:
             if at == end:
-                if refill_locked(words, c) <= 0:
+                if refill_locked(words, c, gfp) <= 0:
                     break
             elif activate(words, c) == 0:
                 break

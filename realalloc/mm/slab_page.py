@@ -14,7 +14,7 @@ Invariant, per slab:   inuse = objects - set bits of the free map; listed if and
 from __future__ import annotations
 
 from realalloc.mm.bits import bit, ctz, low_mask, popcount
-from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.charge import charge_locked, uncharge_locked
 from realalloc.mm.freelist import first, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
@@ -49,6 +49,7 @@ from realalloc.mm.layout import (
     EINVAL,
     ENOMEM,
     EXTERNAL_MAP_BYTES,
+    GFP_ZERO_BIT,
     H_CACHES,
     H_END_PFN,
     H_FREEMAP_CACHE,
@@ -81,6 +82,7 @@ from realalloc.mm.layout import (
     WORD_BYTES,
 )
 from realalloc.mm.pages import page_at
+from realalloc.mm.watermark import get_block_locked
 
 
 @kernel
@@ -168,38 +170,38 @@ def _make_slab(words: Words, c: int, pfn: int, order: int, map_word: int) -> Non
 
 
 @entry
-def _alloc_charged_block(words: Words, c: int, order: int) -> int:
+def _alloc_charged_block(words: Words, c: int, order: int, gfp: int) -> int:
     """Get a block for a slab that a budget pays for."""
     if charge_locked(words, words[c + C_BUDGET], CHARGE_SLABS, PAGE_BYTES << order) != OK:
         return ENOMEM
-    pfn = alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
+    pfn = get_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, gfp & ~GFP_ZERO_BIT)
     if pfn < 0:
         uncharge_locked(words, words[c + C_BUDGET], CHARGE_SLABS, PAGE_BYTES << order)
     return pfn
 
 
 @kernel
-def _alloc_order(words: Words, c: int, order: int) -> int:
+def _alloc_order(words: Words, c: int, order: int, gfp: int) -> int:
     if words[c + C_BUDGET] != 0:
-        return _alloc_charged_block(words, c, order)
-    return alloc_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, 0)
+        return _alloc_charged_block(words, c, order, gfp)
+    return get_block_locked(words, words[c + C_ZONE], order, KIND_SLAB, gfp & ~GFP_ZERO_BIT)
 
 
 @kernel
-def _alloc_slab_block(words: Words, c: int) -> int:
+def _alloc_slab_block(words: Words, c: int, gfp: int) -> int:
     order = words[c + C_ORDER]
-    pfn = _alloc_order(words, c, order)
+    pfn = _alloc_order(words, c, order, gfp)
     if pfn < 0 and words[c + C_MIN_ORDER] < order:
-        pfn = _alloc_order(words, c, words[c + C_MIN_ORDER])
+        pfn = _alloc_order(words, c, words[c + C_MIN_ORDER], gfp)
         if pfn > 0:
             words[c + C_ORDER_FALLBACK] += 1
     return pfn
 
 
 @kernel
-def _new_inner_slab(words: Words, c: int) -> int:
+def _new_inner_slab(words: Words, c: int, gfp: int) -> int:
     """Make a slab for a cache whose free maps fit into the struct page."""
-    pfn = _alloc_slab_block(words, c)
+    pfn = _alloc_slab_block(words, c, gfp)
     if pfn > 0:
         _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, 0)
     return pfn
@@ -259,13 +261,13 @@ def take_object(words: Words, c: int) -> int:
 
 
 @kernel
-def _alloc_map(words: Words) -> int:
+def _alloc_map(words: Words, gfp: int) -> int:
     """Allocate an external free map; return its word index or ENOMEM."""
     c = words[H_FREEMAP_CACHE]
     offset = take_object(words, c)
     if offset == 0:
         if activate(words, c) == 0:
-            pfn = _new_inner_slab(words, c)
+            pfn = _new_inner_slab(words, c, gfp)
             if pfn < 0:
                 return pfn
             point_at(words, c, pfn)
@@ -341,14 +343,14 @@ def _put_map(words: Words, map_word: int) -> None:
 
 
 @entry
-def new_slab_locked(words: Words, c: int) -> int:
+def new_slab_locked(words: Words, c: int, gfp: int) -> int:
     """Get a block from the buddy and make it a slab, on no list; return its pfn or ENOMEM."""
     if words[c + C_FLAGS] & CF_EXTERNAL_MAP == 0:
-        return _new_inner_slab(words, c)
-    map_word = _alloc_map(words)
+        return _new_inner_slab(words, c, gfp)
+    map_word = _alloc_map(words, gfp)
     if map_word < 0:
         return map_word
-    pfn = _alloc_slab_block(words, c)
+    pfn = _alloc_slab_block(words, c, gfp)
     if pfn < 0:
         _put_map(words, map_word)
         return pfn

@@ -42,7 +42,7 @@ from realalloc.mm.atomic import (
     unlock,
     unlock_in_child,
 )
-from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.jit import JIT, Words, entry, kernel
 from realalloc.mm.layout import (
     D_BASE,
@@ -51,6 +51,7 @@ from realalloc.mm.layout import (
     D_PUT_BASE,
     D_PUT_END,
     D_TOP,
+    GFP_ZERO_BIT,
     H_FARTHEST,
     H_IDLE_RECORDS,
     H_NR_RECORDS,
@@ -83,6 +84,7 @@ from realalloc.mm.prim import (
     sched_yield,
     thread_watch,
 )
+from realalloc.mm.watermark import get_block_locked
 
 
 def barriers_work() -> bool:
@@ -249,7 +251,7 @@ def _take_record(words: Words) -> int:
         words[H_IDLE_RECORDS] = words[record + R_NEXT]
         words[record + R_NEXT] = 0
         return record
-    pfn = alloc_block_locked(words, ZONE_NORMAL, 0, KIND_RECORD, 1)
+    pfn = get_block_locked(words, ZONE_NORMAL, 0, KIND_RECORD, GFP_ZERO_BIT)  # a convenience: never of the reserve
     if pfn < 0:
         return NULL_RECORD
     words[H_NR_RECORDS] += 1

@@ -33,6 +33,7 @@ from realalloc.mm.layout import (
     DECAY_EPOCHS,
     EINVAL,
     ENOMEM,
+    GFP_ZERO_BIT,
     GRANULE_BYTES,
     GRANULE_PAGES,
     GRANULE_SHIFT,
@@ -73,6 +74,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import clear_resident_locked, page_at, zone_at
 from realalloc.mm.prim import MADV_DONTNEED, forget, is_several, madvise, may_move, move_pages, renew
+from realalloc.mm.watermark import may_reclaim, may_take
 from realalloc.mm.window import (
     area_at,
     area_granules,
@@ -173,12 +175,12 @@ def _is_listed(words: Words, order: int) -> int:
 
 
 @kernel
-def collect_blocks(words: Words, pages: int, zero: int) -> int:
+def collect_blocks(words: Words, pages: int, gfp: int) -> int:
     """Allocate ``pages`` pages as few large blocks, chained; return the first pfn or ENOMEM with nothing taken.
 
-    ``zero`` asks for pages that read as zero: fresh ones are not touched.
+    GFP_ZERO asks for pages that read as zero: fresh ones are not touched.
     """
-    if free_pages_total(words, ZONE_NORMAL) < pages:
+    if free_pages_total(words, ZONE_NORMAL) < pages or may_take(words, ZONE_NORMAL, pages, gfp) == 0:
         return ENOMEM
     head = 0
     last = 0
@@ -188,7 +190,7 @@ def collect_blocks(words: Words, pages: int, zero: int) -> int:
             order -= 1
         while order > HUGE_ORDER and _is_listed(words, order) == 0 and purgeable_pages(words) >= pages:
             order -= 1  # smaller blocks that hold memory, before fresh ones
-        pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, zero)
+        pfn = alloc_block_locked(words, ZONE_NORMAL, order, KIND_AREA, gfp & GFP_ZERO_BIT)
         if pfn < 0 and order == 0:  # free pages there are, but none whose memory could be made room for
             free_chain(words, head, 0)
             return ENOMEM
@@ -234,6 +236,13 @@ def purge_lazy_locked(words: Words, drop: int) -> int:
         granule = first(words, H_VM_LAZY)
     words[H_VM_LAZY_PAGES] = 0
     return pages
+
+
+@entry
+def undo_oldest_lazy_locked(words: Words) -> int:
+    """Take the lazily kept area that was freed first apart, its memory stays; return its pages, 0 if there is none."""
+    granule = words[H_VM_LAZY] & LIST_PREV_MASK
+    return _undo_lazy(words, granule, 0) if granule != 0 else 0
 
 
 @kernel
@@ -289,18 +298,23 @@ def _reuse_lazy(words: Words, pages: int) -> int:
 
 
 @kernel
-def _new_area(words: Words, pages: int, zero: int) -> int:
+def _new_area(words: Words, pages: int, gfp: int) -> int:
     """Make and map an area; its granule, or ENOMEM with nothing taken.
 
     Where free pages that hold memory are too few, kept areas are taken apart for theirs, the oldest first: to move page-table
     entries costs less than to fault fresh pages in, and nothing more becomes resident. For less than 2 MiB nobody does that.
     """
-    while pages >= HUGE_PAGES and words[H_VM_LAZY_PAGES] > 0 and purgeable_pages(words) < pages:
+    while (
+        pages >= HUGE_PAGES
+        and may_reclaim(words, gfp) == 1
+        and words[H_VM_LAZY_PAGES] > 0
+        and purgeable_pages(words) < pages
+    ):
         _undo_lazy(words, words[H_VM_LAZY] & LIST_PREV_MASK, 0)
-    head = collect_blocks(words, pages, zero)
-    if head < 0 and words[H_VM_LAZY_PAGES] > 0:
+    head = collect_blocks(words, pages, gfp)
+    if head < 0 and words[H_VM_LAZY_PAGES] > 0 and may_reclaim(words, gfp) == 1:
         purge_lazy_locked(words, 0)
-        head = collect_blocks(words, pages, zero)
+        head = collect_blocks(words, pages, gfp)
     if head < 0:
         return ENOMEM
     count = (pages + GRANULE_PAGES) // GRANULE_PAGES  # at least one page more than needed: the guard
@@ -330,7 +344,7 @@ def _new_area(words: Words, pages: int, zero: int) -> int:
 
 
 @entry
-def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
+def vmalloc_locked(words: Words, nbytes: int, gfp: int) -> int:
     """Return the offset of a new area in the window, or ENOMEM."""
     pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
     if pages <= 0 or pages > words[H_END_PFN]:
@@ -338,10 +352,10 @@ def vmalloc_locked(words: Words, nbytes: int, zero: int) -> int:
     granule = _reuse_lazy(words, pages)
     if granule != 0:
         pages = words[area_at(words, granule) + V_PAGES]
-        if zero != 0:
+        if gfp & GFP_ZERO_BIT:
             zero_chain(words, words[area_at(words, granule) + V_FIRST], area_offset(words, granule))
     else:
-        granule = _new_area(words, pages, zero)
+        granule = _new_area(words, pages, gfp)
         if granule < 0:
             return granule
     words[area_at(words, granule) + V_BYTES] = nbytes

@@ -27,6 +27,7 @@ from realalloc.mm.layout import (
     BAD_POOL_QUEUE,
     CHUNK_NODES,
     FIRST_NODES,
+    GFP_ORDINARY,
     N_FD,
     N_NEED,
     N_NEXT,
@@ -123,7 +124,7 @@ def init_nodes_locked(words: Words, p: int) -> None:
 @kernel
 def _take_node(words: Words, p: int) -> int:
     if words[p + P_FREE_NODES] == 0:
-        offset = kmalloc_locked(words, (CHUNK_NODES + 1) * NODE_WORDS * WORD_BYTES, 0)
+        offset = kmalloc_locked(words, (CHUNK_NODES + 1) * NODE_WORDS * WORD_BYTES, GFP_ORDINARY)
         if offset < 0:
             return 0
         chunk = offset // WORD_BYTES

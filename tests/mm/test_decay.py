@@ -37,7 +37,7 @@ class Served:
     def __init__(self, size: int = 32 * MIB, max_order: int = 10, decay_ns: int = DECAY_NS, huge: int = 0) -> None:
         self.raw = RawArena(size, max_order, huge=huge)
         set_decay(self.raw.words, decay_ns)
-        serve(self.raw.words, 1)
+        serve(self.raw.words, 1, 0)
         self.now = int(self.raw.words[DECAY + Y_EPOCH_NS])
         self.tick()
 
@@ -171,7 +171,7 @@ def test_an_arena_that_wants_nothing_gets_nothing(why: str) -> None:
     if why == "closed":
         it.raw.words[H_CLOSED] = 1
     elif why == "not wanted":
-        serve(it.raw.words, 0)
+        serve(it.raw.words, 0, 0)
     else:
         set_decay(it.raw.words, -1)
     for _ in range(40):

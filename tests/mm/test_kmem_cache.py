@@ -47,6 +47,7 @@ from realalloc.mm.layout import (
     EBUSY,
     EINVAL,
     ENOMEM,
+    GFP_ORDINARY,
     H_CACHES,
     H_MAX_CACHES,
     H_NR_CACHES,
@@ -169,7 +170,7 @@ def test_shrinking_gives_back_only_empty_slabs(raw: RawArena) -> None:
 
 
 def constructed(raw: RawArena, c: int) -> tuple[int, list[int]]:
-    pfn = int(construct_begin(raw.words, c))
+    pfn = int(construct_begin(raw.words, c, GFP_ORDINARY))
     assert pfn > 0
     stride, objects = int(raw.words[c + C_STRIDE_BYTES]), int(raw.words[c + C_OBJECTS])
     return pfn, [pfn * PAGE + k * stride for k in range(objects)]
@@ -237,7 +238,7 @@ def test_construction_without_memory_takes_nothing() -> None:
     c = make_cache(raw, 64, flags=CF_CTOR)
     pages = [int(alloc_pages(raw.words, 0, 0)) for _ in range(zone_pages(raw))]
     before = metadata(raw)
-    assert construct_begin(raw.words, c) == ENOMEM
+    assert construct_begin(raw.words, c, GFP_ORDINARY) == ENOMEM
     assert_unchanged(raw, before)
     for pfn in pages:
         free_pages(raw.words, pfn, 0)

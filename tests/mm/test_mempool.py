@@ -37,6 +37,7 @@ from realalloc.mm.layout import (
     EINVAL,
     ENOMEM,
     GFP_DMA_BIT,
+    GFP_ORDINARY,
     GFP_ZERO_BIT,
     H_BLOCKS,
     H_CLOSED,
@@ -366,7 +367,7 @@ def test_a_pool_on_a_cache_with_a_constructor_asks_for_a_slab(raw: RawArena) -> 
     p = int(pool_create(raw.words, 2, BACKING_CACHE, c, 500, 0, ZONE_NORMAL))
     assert pool_fill(raw.words, p) == EAGAIN
     assert pool_alloc(raw.words, p, 0) == EAGAIN
-    pfn = int(construct_begin(raw.words, c))
+    pfn = int(construct_begin(raw.words, c, GFP_ORDINARY))
     for k in range(get(raw, c, C_OBJECTS)):
         construct_put(raw.words, pfn * PAGE + k * get(raw, c, C_STRIDE_BYTES))
     assert pool_fill(raw.words, p) == 0

@@ -57,6 +57,7 @@ from realalloc.mm.layout import (
     EAGAIN,
     EINVAL,
     ENOMEM,
+    GFP_ORDINARY,
     H_BAD_FREES,
     H_BLOCKS,
     H_CLOSED,
@@ -470,7 +471,7 @@ def test_an_object_that_is_with_the_constructor_cannot_be_freed(page: int) -> No
     raw = RawArena(2 * SMALLEST, MAX_ORDER)
     c = int(cache_create(raw.words, 1024, 1024, 1024, 2, CF_CTOR, ZONE_NORMAL))
     assert field(raw, c, C_SHEAF) != 0
-    pfn = int(construct_begin(raw.words, c))
+    pfn = int(construct_begin(raw.words, c, GFP_ORDINARY))
     inside = (pfn + page) * PAGE
     for offset in range(inside, inside + PAGE, 1024):
         assert kmem_cache_free(raw.words, c, offset) == EINVAL
@@ -687,7 +688,7 @@ def test_what_another_thread_keeps_is_taken_back_before_a_request_is_refused(fla
     stride, order = cache_geometry(64, 64, 4, 12)
     c = int(cache_create(raw.words, 64, 64, stride, order, flags, ZONE_NORMAL))
     if flags & CF_CTOR:  # one slab is ready, and there will be no other
-        first = int(construct_begin(raw.words, c)) * PAGE
+        first = int(construct_begin(raw.words, c, GFP_ORDINARY)) * PAGE
         for k in range(PAGE // stride):
             construct_put(raw.words, first + k * stride)
     other = Worker()
