@@ -17,6 +17,7 @@ from realalloc.mm.kmalloc import create_classes, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool import validate_pools
 from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.watermark import validate_marks
 
 PAGE = layout.PAGE_BYTES
 MIB = 1 << 20
@@ -59,6 +60,7 @@ class RawArena:
             validate_vmalloc,
             validate_pools,
             validate_budgets,
+            validate_marks,
         )
         assert [int(walk(self.words)) for walk in walkers] == [0] * len(walkers)
 

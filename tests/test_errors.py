@@ -37,6 +37,7 @@ def test_every_walkers_code_has_a_text_that_names_its_room() -> None:
             "vmalloc",
             "mempool",
             "budget",
+            "watermarks",
             "arena",
         )
 

@@ -25,6 +25,14 @@ def test_bits_are_distinct_and_all_of_them_are_known() -> None:
 
 def test_kernels_look_at_the_same_bits() -> None:
     assert (layout.GFP_DMA_BIT, layout.GFP_ZERO_BIT) == (gfp.GFP_DMA, gfp.GFP_ZERO)
+    assert (layout.GFP_WAIT_BIT, layout.GFP_KSWAPD_BIT) == (gfp.GFP_DIRECT_RECLAIM, gfp.GFP_KSWAPD_RECLAIM)
+    assert (layout.GFP_HIGH_BIT, layout.GFP_NOFAIL_BIT, layout.GFP_NORETRY_BIT) == (
+        gfp.GFP_HIGH,
+        gfp.GFP_NOFAIL,
+        gfp.GFP_NORETRY,
+    )
+    assert (layout.GFP_MEMALLOC_BIT, layout.GFP_NOMEMALLOC_BIT) == (gfp.GFP_MEMALLOC, gfp.GFP_NOMEMALLOC)
+    assert layout.GFP_ORDINARY == gfp.GFP_RECLAIM
 
 
 def test_names_are_spelled_as_the_kernel_spells_them() -> None:
