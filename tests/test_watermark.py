@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
 import threading
 import time
@@ -148,7 +147,7 @@ def test_the_reserve_is_given_out_to_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["kmalloc", "large", "cache", "ctor", "vmalloc", "exact", "bulk", "array", "jit", "budget"]
+    "kind", ["kmalloc", "large", "cache", "ctor", "vmalloc", "exact", "bulk", "jit", "budget"] + ["array"] * JIT
 )
 def test_every_ordinary_request_stops_at_min(kind: str) -> None:
     with ra.Arena("16MiB", min_free="1MiB", kswapd=False) as arena:
@@ -495,21 +494,20 @@ def test_where_kswapd_does_not_run_who_asks_does_it() -> None:
         del held
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not JIT, reason="kswapd is machine code")
 def test_a_child_has_the_marks_and_a_kswapd_of_its_own() -> None:
     quiet_child(
         """
 import os, time, warnings
 import realalloc as ra
-from realalloc.mm.jit import JIT
 warnings.simplefilter('ignore', DeprecationWarning)
 def refill():
     for buf in [arena.vmalloc(1 << 20) for _ in range(14)]: arena.vfree(buf)
     held = []; wakes = arena.stats().kswapd_wakes
     while arena.stats().kswapd_wakes == wakes: held.append(arena.alloc_pages(4, ra.GFP_NOWAIT))
     end = time.monotonic() + 30
-    while JIT and arena.stats().free < arena.stats().high_free and time.monotonic() < end: time.sleep(0.001)
-    good = arena.stats().free >= arena.stats().high_free or not JIT
+    while arena.stats().free < arena.stats().high_free and time.monotonic() < end: time.sleep(0.001)
+    good = arena.stats().free >= arena.stats().high_free
     arena.validate(); held.clear(); arena.trim()
     return good
 arena = ra.Arena('64MiB', min_free='8MiB', decay=None)
@@ -518,8 +516,6 @@ pid = os.fork()
 if pid == 0:
     os._exit(0 if refill() and arena.stats().min_free == 8 << 20 else 1)
 assert os.waitpid(pid, 0)[1] == 0
-if not JIT:
-    arena.close(); arena = ra.Arena('64MiB', min_free='8MiB', decay=None)
 assert refill()
 arena.close()
 print('done')
