@@ -33,10 +33,8 @@ from realalloc.mm.kmalloc import kfree_bulk as _kfree_bulk
 from realalloc.mm.kmalloc import kfree_slow as _kfree_slow
 from realalloc.mm.kmalloc import kmalloc_bulk as _kmalloc_bulk
 from realalloc.mm.kmalloc import kmalloc_sheaf as _kmalloc_sheaf
-from realalloc.mm.kmalloc import kmalloc_slow as _kmalloc_slow
 from realalloc.mm.kmalloc import ksize as _ksize
-from realalloc.mm.kmalloc import vmalloc as _vmalloc
-from realalloc.mm.layout import BACKING_CALLS, EINVAL, P_BACKING, PAGE_SHIFT, WORD_BYTES
+from realalloc.mm.layout import BACKING_CALLS, C_SHEAF, EINVAL, P_BACKING, PAGE_SHIFT, WORD_BYTES
 from realalloc.mm.mempool import pool_alloc as _pool_alloc
 from realalloc.mm.mempool import pool_alloc_reserved as _pool_alloc_reserved
 from realalloc.mm.mempool import pool_free as _pool_free
@@ -45,15 +43,14 @@ from realalloc.mm.mempool_calls import calls_alloc_wait as _calls_alloc_wait
 from realalloc.mm.mempool_calls import calls_free as _calls_free
 from realalloc.mm.mempool_wait import pool_alloc_wait as _pool_alloc_wait
 from realalloc.mm.nofail import ASK_KMALLOC, ASK_OBJECT, ASK_PAGES, ASK_RUN, ASK_VMALLOC
-from realalloc.mm.nofail import or_insist as _or_insist
-from realalloc.mm.objects import cache_alloc as _kmem_cache_alloc
+from realalloc.mm.nofail import served as _served
 from realalloc.mm.objects import cache_free as _kmem_cache_free
 from realalloc.mm.objects import free_fast as _free_fast
 from realalloc.mm.objects import kmem_cache_alloc_bulk as _kmem_cache_alloc_bulk
 from realalloc.mm.objects import kmem_cache_free_bulk as _kmem_cache_free_bulk
-from realalloc.mm.page_alloc import alloc_pages as _alloc_pages
-from realalloc.mm.page_alloc import alloc_run as _alloc_run
 from realalloc.mm.page_alloc import free_pages as _free_pages
+from realalloc.mm.sheaf import pop as _pop
+from realalloc.mm.threads import my_place as _my_place
 
 __all__ = [
     "EINVAL",
@@ -101,10 +98,7 @@ NULL: Final = 0
 def kmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
     """Return the offset of a block of at least ``nbytes`` > 0 bytes, or NULL."""
     offset = _kmalloc_sheaf(bare(words), nbytes, gfp)
-    if offset == 0:
-        offset = _kmalloc_slow(bare(words), nbytes, gfp)
-        offset = max(_or_insist(bare(words), ASK_KMALLOC, nbytes, gfp, offset), 0)
-    return offset
+    return offset if offset != 0 else _served(bare(words), ASK_KMALLOC, nbytes, gfp)
 
 
 @verb
@@ -144,7 +138,7 @@ def krealloc(words: Words, offset: int, nbytes: int) -> int:
 @verb
 def vmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
     """Return the offset of whole pages in the vmalloc window, or NULL."""
-    return max(_or_insist(bare(words), ASK_VMALLOC, nbytes, gfp, _vmalloc(bare(words), nbytes, gfp)), 0)
+    return _served(bare(words), ASK_VMALLOC, nbytes, gfp)
 
 
 @verb
@@ -206,13 +200,13 @@ def pfn_to_offset(pfn: int) -> int:
 @verb
 def alloc_pages(words: Words, order: int, gfp: int = GFP_KERNEL) -> int:
     """Return the pfn of ``1 << order`` pages, aligned to their size, or 0."""
-    return max(_or_insist(bare(words), ASK_PAGES, order, gfp, _alloc_pages(bare(words), order, gfp)), 0)
+    return _served(bare(words), ASK_PAGES, order, gfp)
 
 
 @verb
 def alloc_pages_exact(words: Words, pages: int, gfp: int = GFP_KERNEL) -> int:
     """Return the first pfn of any number of contiguous pages, or 0; free with order -1."""
-    return max(_or_insist(bare(words), ASK_RUN, pages, gfp, _alloc_run(bare(words), pages, gfp)), 0)
+    return _served(bare(words), ASK_RUN, pages, gfp)
 
 
 @verb
@@ -227,7 +221,8 @@ def kmem_cache_alloc(words: Words, cache: int, gfp: int = GFP_KERNEL) -> int:
 
     A cache with a constructor serves only objects that Python has constructed: NULL when those are used up.
     """
-    return max(_or_insist(bare(words), ASK_OBJECT, cache, gfp, _kmem_cache_alloc(bare(words), cache, gfp)), 0)
+    offset = _pop(bare(words), _my_place(), bare(words)[cache + C_SHEAF])
+    return offset if offset != 0 else _served(bare(words), ASK_OBJECT, cache, gfp)
 
 
 @verb

@@ -97,7 +97,10 @@ def insist(words: Words, what: int, argument: int, gfp: int) -> int:
     return found
 
 
-@kernel
-def or_insist(words: Words, what: int, argument: int, gfp: int, found: int) -> int:
-    """Return what was found, or insist on it with GFP_NOFAIL. For inlining."""
-    return insist(words, what, argument, gfp) if gfp & GFP_NOFAIL_BIT and found == ENOMEM else found
+@entry
+def served(words: Words, what: int, argument: int, gfp: int) -> int:
+    """Ask once, or with GFP_NOFAIL until it is served; what was found, or 0. One call, so that what inlines it stays small."""
+    found = _ask(words, what, argument, gfp)
+    if found == ENOMEM and gfp & GFP_NOFAIL_BIT:
+        found = insist(words, what, argument, gfp)
+    return max(found, 0)
