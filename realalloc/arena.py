@@ -53,7 +53,7 @@ from realalloc.mm.mempool import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
-from realalloc.mm.threads import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
+from realalloc.mm.thread_exit import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.mm.watermark import validate_marks
 from realalloc.payers import Blocks
 from realalloc.pools import make_pool

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,10 @@ from realalloc.mm.layout import (
     S_OBJECTS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
+    T_INSIDE,
     T_KEPT,
     T_KEY,
+    T_RECORD,
     THREAD_SLOTS,
     THREAD_WORDS,
     THREADS,
@@ -88,7 +91,8 @@ from realalloc.mm.mempool import pool_destroy, pool_resize
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.sheaf import cached_objects
-from realalloc.mm.threads import near_place, thread_ends
+from realalloc.mm.thread_exit import thread_ends
+from realalloc.mm.threads import near_place
 
 NR_INTERNAL = 2  # caches of free maps and of sheaves
 CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"  # a child finds these files too
@@ -448,3 +452,25 @@ def destroy_pool(raw: RawArena, p: int, force: int = 0) -> int:
 def resize_pool(raw: RawArena, p: int, min_nr: int) -> int:
     """Resize a pool of memory."""
     return int(pool_resize(raw.words, p, min_nr, np.zeros(1, np.int64)))
+
+
+def touch(raw: RawArena, c: int, count: int = 1) -> list[int]:
+    """Allocate and free: afterwards the thread has a record, if it can have one. Returns what was freed."""
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count)]
+    assert [kmem_cache_free(raw.words, c, offset) for offset in live] == [0] * count
+    return live
+
+
+def slot_fields(raw: RawArena, key: int) -> list[int]:
+    at = slots(raw)[key]
+    return [int(raw.words[at + name]) for name in (T_INSIDE, T_RECORD, T_KEPT)]
+
+
+@contextlib.contextmanager
+def crowd(count: int, raw: RawArena) -> Iterator[list[Worker]]:
+    made = [Worker() for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.end(raw)

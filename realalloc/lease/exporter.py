@@ -38,7 +38,7 @@ from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_return
 from realalloc.mm.mempool_wait import pool_claim, pool_nap, pool_request, pool_wait_end, wake_pools
 from realalloc.mm.objects import cache_alloc_slow
 from realalloc.mm.sheaf import cached_objects
-from realalloc.mm.threads import retire_threads
+from realalloc.mm.thread_exit import retire_threads
 
 
 class Slot(ctypes.Structure):

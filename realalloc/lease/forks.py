@@ -30,7 +30,7 @@ from realalloc.mm.layout import DECAY, H_TOTAL_WORDS, WORD_BYTES, Y_SERVED
 from realalloc.mm.mempool_wait import after_fork
 from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.prim import sched_yield, set_thread_key
-from realalloc.mm.threads import forget_other_threads, freeze, thaw, thaw_in_child, thread_ends
+from realalloc.mm.thread_exit import forget_other_threads, freeze, thaw, thaw_in_child, thread_ends
 
 T_BASES: Final = 0  # address of an array of bases
 T_WORDS: Final = H_TOTAL_WORDS  # how many words the table has, where an arena says it too

@@ -27,7 +27,7 @@ from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.layout import H_INSIDE, H_LOCK, KMALLOC_SIZES, LOCK_FREE, LOCK_HELD, LOCK_REVOKING, LOCK_WAITED
 from realalloc.mm.page_alloc import alloc_pages, free_pages
-from realalloc.mm.threads import freeze, thaw
+from realalloc.mm.thread_exit import freeze, thaw
 
 THREADS = 4
 COUNTER, PARTNER, BACKWARDS = 100, 101, 102

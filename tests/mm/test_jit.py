@@ -90,7 +90,7 @@ def test_every_kernel_is_found() -> None:
         "objects.kmem_cache_free",
         "sheaf.refill_sheaf_locked",
         "pcp.keep_block_locked",
-        "threads.thread_ends",
+        "thread_exit.thread_ends",
         "mempool.pool_fill",
         "atomic.lock_contended",
     } <= set(ENTRIES)

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
-from collections.abc import Iterator
 
 import pytest
 from kernels import (
     Worker,
     assert_pristine,
+    crowd,
     holds,
     identity,
     idle_records,
     kept_objects,
-    main_sheaf,
     make_cache,
     near_of,
     own_record,
     page_kind,
     records,
+    slot_fields,
     slots,
-    spare_sheaf,
+    touch,
     used,
     write,
 )
-from support import JIT, PAGE, RawArena
+from support import PAGE, RawArena
 
-from realalloc.lease import forks
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import cache_destroy, validate_caches
 from realalloc.mm.layout import (
     BAD_SHEAF,
-    C_SHEAF,
     EINVAL,
     ENOMEM,
     H_BAD_FREES,
-    H_CLOSED,
     H_FARTHEST,
-    H_IDLE_RECORDS,
     H_NR_RECORDS,
     H_NR_SLOTS,
     H_SHEAVES,
@@ -59,12 +54,8 @@ from realalloc.mm.layout import (
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
-from realalloc.mm.threads import (
-    come_near,
-    forget_other_threads,
-    retire_threads,
-    thread_ends,
-)
+from realalloc.mm.thread_exit import thread_ends
+from realalloc.mm.threads import come_near
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 
@@ -87,28 +78,6 @@ def assert_slots(raw: RawArena, settled: bool = True) -> None:
             wrapped = {at if at < NULL_RECORD else at - THREAD_SLOTS * THREAD_WORDS for at in places}
             assert wrapped <= set(having.values())
     raw.validate()
-
-
-def touch(raw: RawArena, c: int, count: int = 1) -> list[int]:
-    """Allocate and free: afterwards the thread has a record, if it can have one. Returns what was freed."""
-    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count)]
-    assert [kmem_cache_free(raw.words, c, offset) for offset in live] == [0] * count
-    return live
-
-
-def slot_fields(raw: RawArena, key: int) -> list[int]:
-    at = slots(raw)[key]
-    return [int(raw.words[at + name]) for name in (T_INSIDE, T_RECORD, T_KEPT)]
-
-
-@contextlib.contextmanager
-def crowd(count: int, raw: RawArena) -> Iterator[list[Worker]]:
-    made = [Worker() for _ in range(count)]
-    try:
-        yield made
-    finally:
-        for worker in made:
-            worker.end(raw)
 
 
 @pytest.mark.parametrize(("pages", "works", "sheaves"), [
@@ -155,32 +124,6 @@ def test_a_slot_names_its_thread_and_a_record_that_is_a_page() -> None:
     assert thread_ends(raw.words, me) == 0  # nothing is left to give up
     assert len(idle_records(raw)) == 1
     raw.validate()
-    assert_pristine(raw)
-
-
-def test_the_record_of_a_thread_that_ends_is_the_next_ones_with_what_is_in_it() -> None:
-    raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw)
-    first = Worker()
-    first.do(touch, raw, c, 50)
-    record = int(raw.words[slots(raw)[first.identity] + T_KEPT])
-    d = record + int(raw.words[c + C_SHEAF])
-    kept = main_sheaf(raw, d), spare_sheaf(raw, d)
-    first.end(raw)
-    assert idle_records(raw) == [record]
-    assert (main_sheaf(raw, d), spare_sheaf(raw, d)) == kept
-    raw.validate()
-    second = Worker()
-    served = int(second.do(kmem_cache_alloc, raw.words, c))
-    assert served == kept[0][-1]
-    assert int(raw.words[slots(raw)[second.identity] + T_KEPT]) == record
-    assert idle_records(raw) == []
-    assert raw.words[H_NR_RECORDS] == 1
-    assert second.do(kmem_cache_free, raw.words, c, served) == 0
-    second.end(raw)
-    assert used(raw, c) == len(kept_objects(raw, c))
-    assert drain_locked(raw.words) > 1  # idle records are drained too
-    assert (used(raw, c), raw.words[H_NR_RECORDS], raw.words[H_IDLE_RECORDS]) == (0, 0, 0)
     assert_pristine(raw)
 
 
@@ -383,50 +326,6 @@ def test_a_slot_can_be_had_without_a_record_when_pages_have_run_out() -> None:
     assert_pristine(raw)
 
 
-def test_the_child_of_a_fork_forgets_the_other_threads() -> None:
-    raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw)
-    touch(raw, c)
-    with crowd(3, raw) as made:
-        for worker in made:
-            worker.do(touch, raw, c, 9)
-        raw.words[slots(raw)[made[0].identity] + T_INSIDE] = 1  # it was at its sheaves when the process forked
-        mine = own_record(raw)
-        before = set(records(raw))
-        assert forget_other_threads(raw.words) == 0
-        assert set(slots(raw)) == {int(identity())}
-        assert own_record(raw) == mine
-        assert set(idle_records(raw)) == before - {mine}
-        raw.validate()
-        assert drain_locked(raw.words) > 4  # nobody is waited for
-        assert used(raw, c) == 0
-    assert_pristine(raw)
-
-
-def test_an_arena_that_closes_sends_every_thread_the_slow_way_for_ever() -> None:
-    raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw)
-    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(3)]
-    touch(raw, c, 30)
-    with crowd(2, raw) as made:
-        for worker in made:
-            worker.do(touch, raw, c, 30)
-        raw.words[H_CLOSED] = 1
-        assert retire_threads(raw.words) == 0
-        assert raw.words[H_SHEAVES] == 0
-        for key in slots(raw):
-            assert slot_fields(raw, key) == [0, NULL_RECORD, NULL_RECORD]
-        before = used(raw, c)
-        for do in (lambda *work: int(work[0](*work[1:])), *(worker.do for worker in made)):
-            assert do(kmem_cache_alloc, raw.words, c) == ENOMEM
-            assert do(kmalloc, raw.words, 64, 0) == ENOMEM
-            offset = live.pop()
-            assert do(kmem_cache_free, raw.words, c, offset) == 0
-            assert do(kmem_cache_free, raw.words, c, offset) == EINVAL  # exact, as without sheaves
-        assert used(raw, c) == before - 3
-        assert all(raw.words[at + T_RECORD] == NULL_RECORD for at in slots(raw).values())
-
-
 def test_a_drainer_waits_for_a_thread_that_is_inside() -> None:
     raw = RawArena(SMALLEST, 4)
     c = make_cache(raw)
@@ -444,22 +343,4 @@ def test_a_drainer_waits_for_a_thread_that_is_inside() -> None:
     drainer.join()
     assert kept_objects(raw, c) == []
     assert len(done) == 1
-    assert_pristine(raw)
-
-
-@pytest.mark.skipif(not JIT, reason="the C library tells machine code only")
-def test_the_c_library_says_when_a_thread_ends() -> None:
-    raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw)
-    forks.watch(raw.memory.address)
-    try:
-        for _ in range(5):
-            thread = threading.Thread(target=touch, args=(raw, c, 20))
-            thread.start()
-            thread.join()
-            while slots(raw):  # the destructor runs after Python has let go of the thread
-                pass
-            assert raw.words[H_NR_RECORDS] == 1
-    finally:
-        forks.ignore(raw.memory.address)
     assert_pristine(raw)
