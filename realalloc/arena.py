@@ -49,7 +49,7 @@ from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
-from realalloc.mm.mempool import validate_pools
+from realalloc.mm.mempool_life import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers

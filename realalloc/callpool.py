@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
 from realalloc.mm import layout
-from realalloc.mm.mempool import pool_alloc_reserved, validate_pool
+from realalloc.mm.mempool import pool_alloc_reserved
 from realalloc.mm.mempool_calls import MAX_ELEMENT, calls_alloc, calls_fill, calls_free, calls_serve
+from realalloc.mm.mempool_life import validate_pool
 from realalloc.mm.mempool_wait import pool_claim
 from realalloc.mm.prim import call_free_fn
 from realalloc.numberpool import NumberPool

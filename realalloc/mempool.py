@@ -33,7 +33,7 @@ from realalloc.lease.blocks import VERB_POOL, VERB_POOL_CLAIM, VERB_POOL_RESERVE
 from realalloc.lease.shelf import put_up_shelf, take_down_shelf
 from realalloc.mm import layout
 from realalloc.mm.jit import JIT
-from realalloc.mm.mempool import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
+from realalloc.mm.mempool_life import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_serve
 from realalloc.sizes import as_int
 from realalloc.waiting import WaitingPool

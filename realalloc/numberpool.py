@@ -14,7 +14,7 @@ import numpy as np
 from realalloc.errors import OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
-from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize
+from realalloc.mm.mempool_life import pool_create, pool_destroy, pool_resize
 from realalloc.sizes import as_int
 from realalloc.waiting import WaitingPool
 

@@ -25,8 +25,8 @@ from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
-from realalloc.mm.mempool import validate_pool
 from realalloc.mm.mempool_face import pool_admit, pool_injects, pool_object, pool_put, pool_take
+from realalloc.mm.mempool_life import validate_pool
 from realalloc.numberpool import NumberPool
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ from realalloc.mm.layout import (
     ZONE_WORDS,
     ZONES,
 )
-from realalloc.mm.mempool import pool_destroy, pool_resize
+from realalloc.mm.mempool_life import pool_destroy, pool_resize
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
 from realalloc.mm.sheaf import cached_objects

@@ -91,7 +91,7 @@ def test_every_kernel_is_found() -> None:
         "sheaf.refill_sheaf_locked",
         "pcp.keep_block_locked",
         "thread_exit.thread_ends",
-        "mempool.pool_fill",
+        "mempool_life.pool_fill",
         "atomic.lock_contended",
     } <= set(ENTRIES)
     assert {"bits.ctz", "atomic.compare_and_swap", "prim.move_pages"} <= set(NATIVES)

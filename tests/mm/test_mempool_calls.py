@@ -28,7 +28,6 @@ from realalloc.mm.layout import (
     WORD_BYTES,
     ZONE_NORMAL,
 )
-from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize, validate_pool
 from realalloc.mm.mempool_calls import (
     MAX_ELEMENT,
     calls_alloc,
@@ -37,6 +36,7 @@ from realalloc.mm.mempool_calls import (
     calls_free,
     calls_serve,
 )
+from realalloc.mm.mempool_life import pool_create, pool_destroy, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_claim, pool_wait_begin
 from realalloc.mm.prim import call_free_fn
 

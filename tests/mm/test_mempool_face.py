@@ -29,8 +29,8 @@ from realalloc.mm.layout import (
     WORD_BYTES,
     ZONE_NORMAL,
 )
-from realalloc.mm.mempool import pool_create, pool_destroy, pool_resize, validate_pool
 from realalloc.mm.mempool_face import pool_admit, pool_injects, pool_object, pool_put, pool_take
+from realalloc.mm.mempool_life import pool_create, pool_destroy, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_wait_begin
 
 

@@ -21,7 +21,8 @@ from realalloc.mm.layout import (
     P_WAITERS,
     ZONE_NORMAL,
 )
-from realalloc.mm.mempool import pool_alloc, pool_create, pool_destroy, pool_fill, pool_free, validate_pool
+from realalloc.mm.mempool import pool_alloc, pool_free
+from realalloc.mm.mempool_life import pool_create, pool_destroy, pool_fill, validate_pool
 from realalloc.mm.mempool_wait import pool_alloc_wait, pool_serve, wake_pools
 
 SECOND = 1_000_000_000

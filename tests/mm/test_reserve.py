@@ -28,7 +28,8 @@ from realalloc.mm.layout import (
     WIPE_ZERO_ON_FREE,
     ZONE_NORMAL,
 )
-from realalloc.mm.mempool import pool_alloc, pool_create, pool_fill, pool_free, pool_refill, validate_pool
+from realalloc.mm.mempool import pool_alloc, pool_free
+from realalloc.mm.mempool_life import pool_create, pool_fill, pool_refill, validate_pool
 
 SIZES = [1, 8, 100, 4096]
 

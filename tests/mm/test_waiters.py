@@ -40,15 +40,8 @@ from realalloc.mm.layout import (
     WAIT_SHIFT,
     ZONE_NORMAL,
 )
-from realalloc.mm.mempool import (
-    pool_alloc,
-    pool_alloc_reserved,
-    pool_create,
-    pool_fill,
-    pool_free,
-    pool_refill,
-    validate_pool,
-)
+from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_free
+from realalloc.mm.mempool_life import pool_create, pool_fill, pool_refill, validate_pool
 from realalloc.mm.mempool_wait import after_fork, pool_alloc_wait, pool_claim, pool_wait_begin, pool_wait_end
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 from realalloc.mm.waiters import NODE_MASK, wait_bucket

@@ -30,7 +30,8 @@ from realalloc.mm.layout import (
     ZONE_WORDS,
     ZONES,
 )
-from realalloc.mm.mempool import pool_alloc, pool_create, pool_fill
+from realalloc.mm.mempool import pool_alloc
+from realalloc.mm.mempool_life import pool_create, pool_fill
 from realalloc.mm.objects import kmem_cache_alloc
 from realalloc.mm.page_alloc import alloc_pages, alloc_pages_bulk, alloc_run, free_pages
 from realalloc.mm.resize import krealloc_in_place
