@@ -23,12 +23,11 @@ from __future__ import annotations
 from typing import Final
 
 from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.barn import barn_get, barn_put, barn_room, free_sheaf_locked, get_empty, new_sheaf_locked, put_empty
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
-    BARN_SHARE_SHIFT,
     C_BARN_EMPTY,
     C_BARN_FULL,
-    C_FLAGS,
     C_MAGIC,
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
@@ -36,7 +35,6 @@ from realalloc.mm.layout import (
     C_SHEAF,
     C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
-    CF_LEAN,
     D_BASE,
     D_LAST_BYTES,
     D_MAGIC,
@@ -45,30 +43,20 @@ from realalloc.mm.layout import (
     D_PUT_END,
     D_TOP,
     H_BAD_FREES,
-    H_END_PFN,
-    H_SHEAF_CACHE,
     H_ZERO,
-    LEAN_SHIFT,
-    MAX_BARN_BYTES,
-    MAX_BARN_SHEAVES,
     MAX_FILL_BYTES,
     MAX_SHEAF_OBJECTS,
-    MIN_BARN_BYTES,
-    MIN_BARN_SHEAVES,
     MIN_SHEAF_OBJECTS,
     NULL_RECORD,
     OK,
-    PAGE_SHIFT,
-    S_BOTTOM,
     S_COUNT,
     S_NEXT,
     S_OBJECTS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
     SHEAF_OWNERS,
-    WORD_BYTES,
 )
-from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, free_objects_locked, take_objects_locked
+from realalloc.mm.slab import cache_alloc_locked, free_objects_locked, take_objects_locked
 from realalloc.mm.threads import (
     clear_sheaves,
     enter,
@@ -184,23 +172,6 @@ def own_sheaf_locked(words: Words, place: int) -> int:
 
 
 @kernel
-def new_sheaf_locked(words: Words) -> int:
-    """Allocate an empty sheaf; return its word index, 0 if there is no memory."""
-    offset = cache_alloc_locked(words, words[H_SHEAF_CACHE], 0)  # a convenience: never of the reserve
-    if offset < 0:
-        return 0
-    words[offset // WORD_BYTES + S_COUNT] = 0
-    words[offset // WORD_BYTES + S_BOTTOM] = 0
-    return offset // WORD_BYTES
-
-
-@kernel
-def free_sheaf_locked(words: Words, sheaf: int) -> None:
-    """Free an empty sheaf."""
-    cache_free_locked(words, words[H_SHEAF_CACHE], sheaf * WORD_BYTES)
-
-
-@kernel
 def free_main(words: Words, d: int) -> int:
     """Take the main sheaf off a descriptor, to be replaced at once; return it."""
     sheaf = words[d + D_BASE] - S_OBJECTS
@@ -257,46 +228,6 @@ def take_sheaves_locked(words: Words, d: int) -> None:
 
 
 @kernel
-def _barn_put(words: Words, head: int, count: int, sheaf: int) -> None:
-    words[sheaf + S_NEXT] = words[head]
-    words[head] = sheaf
-    words[count] += 1
-
-
-@kernel
-def _barn_get(words: Words, head: int, count: int) -> int:
-    sheaf = words[head]
-    if sheaf != 0:
-        words[head] = words[sheaf + S_NEXT]
-        words[count] -= 1
-    return sheaf
-
-
-@kernel
-def _barn_room(words: Words, c: int) -> int:
-    """Return how many sheaves of either kind a cache's barn keeps, by the bytes of their objects."""
-    lean = LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0
-    nbytes = min(MAX_BARN_BYTES, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT) >> lean
-    full = words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES]
-    least = max(2, min(MIN_BARN_SHEAVES, (MIN_BARN_BYTES >> lean) // full))
-    return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
-
-
-@kernel
-def _put_empty(words: Words, c: int, sheaf: int) -> None:
-    if words[c + C_NR_BARN_EMPTY] < _barn_room(words, c):
-        _barn_put(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY, sheaf)
-    else:
-        free_sheaf_locked(words, sheaf)
-
-
-@kernel
-def _get_empty(words: Words, c: int) -> int:
-    sheaf = _barn_get(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY)
-    return sheaf if sheaf != 0 else new_sheaf_locked(words)
-
-
-@kernel
 def _prepare(words: Words, c: int, d: int) -> int:
     """Give a descriptor sheaves and the geometry of its cache; 0 if there is no memory for them."""
     if give_sheaves_locked(words, d, words[c + C_SHEAF_CAPACITY]) == 0:
@@ -331,8 +262,8 @@ def refill_sheaf_locked(words: Words, c: int, d: int, gfp: int) -> int:
             exchange(words, d)
         elif words[c + C_BARN_FULL] != 0:
             emptied = free_main(words, d)
-            set_main(words, d, _barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL))
-            _put_empty(words, c, emptied)
+            set_main(words, d, barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL))
+            put_empty(words, c, emptied)
         else:
             _fill_main(words, c, d, gfp)
         if count_of(words, d) == 0 and count_put(words, d) > 0:
@@ -358,9 +289,9 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
     if count_of(words, d) == 0:
         exchange(words, d)
         return 1
-    empty = _get_empty(words, c) if words[c + C_NR_BARN_FULL] < _barn_room(words, c) else 0
+    empty = get_empty(words, c) if words[c + C_NR_BARN_FULL] < barn_room(words, c) else 0
     if empty != 0:
-        _barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
+        barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
         set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
     else:
         flush_locked(words, c, words[d + D_PUT_BASE], count_put(words, d))
@@ -377,11 +308,11 @@ def _drain_descriptor(words: Words, c: int, d: int) -> None:
 
 @kernel
 def _drain_barn(words: Words, c: int, head: int, number: int) -> None:
-    sheaf = _barn_get(words, head, number)
+    sheaf = barn_get(words, head, number)
     while sheaf != 0:
         flush_locked(words, c, sheaf + S_OBJECTS, words[sheaf + S_COUNT])
         free_sheaf_locked(words, sheaf)
-        sheaf = _barn_get(words, head, number)
+        sheaf = barn_get(words, head, number)
 
 
 @entry

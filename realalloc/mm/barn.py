@@ -1,0 +1,92 @@
+"""The barn: sheaves of a cache, full ones and empty ones, that no thread has; and where sheaves come from.
+
+Full sheaves go from threads that free to threads that take, without a look at a slab. Lists are linked by S_NEXT, under
+the arena lock.
+"""
+
+from __future__ import annotations
+
+from realalloc.mm.jit import Words, kernel
+from realalloc.mm.layout import (
+    BARN_SHARE_SHIFT,
+    C_BARN_EMPTY,
+    C_FLAGS,
+    C_NR_BARN_EMPTY,
+    C_SHEAF_CAPACITY,
+    C_STRIDE_BYTES,
+    CF_LEAN,
+    H_END_PFN,
+    H_SHEAF_CACHE,
+    LEAN_SHIFT,
+    MAX_BARN_BYTES,
+    MAX_BARN_SHEAVES,
+    MIN_BARN_BYTES,
+    MIN_BARN_SHEAVES,
+    PAGE_SHIFT,
+    S_BOTTOM,
+    S_COUNT,
+    S_NEXT,
+    WORD_BYTES,
+)
+from realalloc.mm.slab import cache_alloc_locked, cache_free_locked
+
+
+@kernel
+def new_sheaf_locked(words: Words) -> int:
+    """Allocate an empty sheaf; return its word index, 0 if there is no memory."""
+    offset = cache_alloc_locked(words, words[H_SHEAF_CACHE], 0)  # a convenience: never of the reserve
+    if offset < 0:
+        return 0
+    words[offset // WORD_BYTES + S_COUNT] = 0
+    words[offset // WORD_BYTES + S_BOTTOM] = 0
+    return offset // WORD_BYTES
+
+
+@kernel
+def free_sheaf_locked(words: Words, sheaf: int) -> None:
+    """Free an empty sheaf."""
+    cache_free_locked(words, words[H_SHEAF_CACHE], sheaf * WORD_BYTES)
+
+
+@kernel
+def barn_put(words: Words, head: int, count: int, sheaf: int) -> None:
+    """Add a sheaf to a list of the barn."""
+    words[sheaf + S_NEXT] = words[head]
+    words[head] = sheaf
+    words[count] += 1
+
+
+@kernel
+def barn_get(words: Words, head: int, count: int) -> int:
+    """Take a sheaf off a list of the barn; 0 if there is none."""
+    sheaf = words[head]
+    if sheaf != 0:
+        words[head] = words[sheaf + S_NEXT]
+        words[count] -= 1
+    return sheaf
+
+
+@kernel
+def barn_room(words: Words, c: int) -> int:
+    """Return how many sheaves of either kind a cache's barn keeps, by the bytes of their objects."""
+    lean = LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0
+    nbytes = min(MAX_BARN_BYTES, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT) >> lean
+    full = words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES]
+    least = max(2, min(MIN_BARN_SHEAVES, (MIN_BARN_BYTES >> lean) // full))
+    return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
+
+
+@kernel
+def put_empty(words: Words, c: int, sheaf: int) -> None:
+    """Keep an empty sheaf, or free it where the barn has enough."""
+    if words[c + C_NR_BARN_EMPTY] < barn_room(words, c):
+        barn_put(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY, sheaf)
+    else:
+        free_sheaf_locked(words, sheaf)
+
+
+@kernel
+def get_empty(words: Words, c: int) -> int:
+    """Return an empty sheaf of the barn, or a new one; 0 if there is no memory."""
+    sheaf = barn_get(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY)
+    return sheaf if sheaf != 0 else new_sheaf_locked(words)
