@@ -85,7 +85,7 @@ class _Entered(NamedTuple):
     """One entered block of the current context, and those around it."""
 
     owner: NumPyContext
-    token: contextvars.Token[Any]
+    tokens: list[contextvars.Token[Any]]  # one, once NumPy's variable is set
     outer: _Entered | None
 
 
@@ -130,8 +130,16 @@ class NumPyContext:
 
     def __enter__(self) -> Self:
         """Let NumPy allocate from the arena, in this thread or task; ArenaClosed if it is closed."""
-        token = hook().variable.set(self.capsule())
-        _entered.set(_Entered(self, token, _entered.get()))
+        variable, outer = hook().variable, _entered.get()
+        tokens: list[contextvars.Token[Any]] = []
+        try:
+            tokens.extend(map(variable.set, (self.capsule(),)))  # one step: a Ctrl-C finds the token, or nothing set
+            _entered.set(_Entered(self, tokens, outer))
+        except BaseException:
+            if tokens:
+                variable.reset(tokens[0])
+            _entered.set(outer)
+            raise
         return self
 
     def __exit__(
@@ -141,8 +149,10 @@ class NumPyContext:
         top = _entered.get()
         if top is None or top.owner is not self:
             raise RuntimeError("this is not the innermost block of arena.numpy() that was entered here")
-        hook().variable.reset(top.token)
-        _entered.set(top.outer)
+        try:
+            hook().variable.reset(top.tokens[0])
+        finally:
+            _entered.set(top.outer)
 
     def stats(self) -> HandlerStats:
         """Return what the handler has done so far, also after the arena was closed."""

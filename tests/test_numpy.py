@@ -11,6 +11,7 @@ import gc
 import pickle
 import threading
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from checks import quiet_child
 from support import JIT, MIB, PAGE
 
 import realalloc as ra
+import realalloc.context
 import realalloc.numpy
 from realalloc.context import hook
 
@@ -283,6 +285,36 @@ def test_tracemalloc_sees_the_arrays(arena: ra.Arena) -> None:
         del a, traces
     finally:
         tracemalloc.stop()
+
+
+class Ringing:
+    """A context variable after whose first assignment a Ctrl-C comes."""
+
+    def __init__(self, variable: Any) -> None:
+        self.variable, self.get, self.left = variable, variable.get, 1
+
+    def set(self, value: Any) -> Any:
+        token = self.variable.set(value)
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return token
+
+
+@needs_jit
+def test_an_interrupt_as_a_block_is_entered_or_left_leaves_it(arena: ra.Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("__enter__", "__exit__"):
+        context = arena.numpy()
+        arguments = (None, None, None) if method == "__exit__" else ()
+        if arguments:
+            context.__enter__()
+        with monkeypatch.context() as patch:
+            patch.setattr("realalloc.context._entered", Ringing(realalloc.context._entered))
+            with pytest.raises(KeyboardInterrupt):
+                getattr(context, method)(*arguments)
+        assert not arena.owns(np.ones(3))
+        with pytest.raises(RuntimeError, match="innermost"):
+            context.__exit__(None, None, None)
 
 
 @needs_jit

@@ -75,6 +75,42 @@ def test_a_program_is_as_without_us(program: Path, end: str) -> None:
     assert child("run", "prog.py", "a", "-m", "--size", "3", env=SMALL) == plain("prog.py", "a", "-m", "--size", "3")
 
 
+IMPORTS = {
+    "numba first": "import numba",
+    "realalloc first": "import realalloc; realalloc.Arena",
+    "a module of realalloc": "import realalloc.jit",
+    "numpy and numba": "go('numpy', 'numba')",
+    "numba and numpy": "go('numba', 'numpy')",
+    "everybody": "go('numpy', 'numpy', 'numba', 'numba', 'numpy.linalg')",
+}
+
+
+@jitted
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS)
+def test_numpy_may_be_imported_by_anyone_and_by_several_threads_at_once(program: Path, imports: str) -> None:
+    code = """
+        import builtins, importlib, threading
+        before = builtins.__import__
+        def go(*names):
+            gate = threading.Barrier(len(names))
+            def load(name):
+                gate.wait()
+                importlib.import_module(name)
+            threads = [threading.Thread(target=load, args=(name,)) for name in names]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    """
+    write(
+        program,
+        textwrap.dedent(code) + imports + "\n" + f"import numpy as np\nprint({HANDLER}(), {HANDLER}(np.ones(9)))",
+    )
+    with (program / "prog.py").open("a") as file:
+        file.write("\nprint(builtins.__import__ is before)\n")
+    assert child("run", "prog.py", env=SMALL) == (0, "realalloc realalloc\nTrue\n", "")
+
+
 @jitted
 def test_modules_and_code_are_as_without_us(program: Path) -> None:
     write(program, SEEN)
