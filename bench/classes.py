@@ -16,6 +16,10 @@ import realalloc as ra
 from bench.measure import Result, sample
 from bench.pairs import ours_pairs
 from realalloc.jit import as_array, kfree, kmalloc
+from realalloc.lab.peers import OURS, OURS_FINE
+from realalloc.lab.trace.reading import find, load, shipped
+from realalloc.lab.trace.resident import Request, ask
+from realalloc.lab.trace.walk import walk
 from realalloc.mm.kmalloc import ksize
 from realalloc.rss import RssSampler, rss
 
@@ -110,6 +114,20 @@ def class_speed(*, smoke: bool) -> list[Result]:
         results.append(Result(f"{name}, by classes", "ns", medians, "fine", {"kernel": most}, ratios=ratios))
     for arena in arenas.values():
         arena.close()
+    return results
+
+
+def recorded(*, smoke: bool) -> list[Result]:
+    """Traces that come along, each set in a process of its own: what is resident at the peak over what was live."""
+    results = []
+    for name in shipped()[: 1 if smoke else None]:
+        path = str(find(name))
+        trace = load(path)
+        live = walk(trace.events, trace.slots).peak_bytes / MIB
+        peaks = [ask(Request("replay", trace.name, who, path)).peak_bytes / MIB for who in (OURS, OURS_FINE)]
+        medians = {"kernel": peaks[0], "fine": peaks[1], "live": live}
+        notes = {"kernel / live": peaks[0] / live}
+        results.append(Result(f"RSS, trace {trace.name}, by classes", "MiB", medians, "fine", {"live": 1.2}, notes))
     return results
 
 

@@ -18,10 +18,11 @@ import numba
 import numpy as np
 
 import realalloc as ra
-from bench.classes import class_speed, long_life
+from bench.classes import class_speed, long_life, recorded
 from bench.measure import Result, sample
 from realalloc.jit import as_array, kfree, kmalloc
 from realalloc.lab import streams
+from realalloc.lab.measure import Case
 from realalloc.lab.natives import Native, find_natives
 from realalloc.lab.peers import ours
 from realalloc.lab.workloads import jitted_cases
@@ -286,17 +287,19 @@ def _burst(arena: ra.Arena) -> Callable[[int], object]:
 
 
 def stressed(*, smoke: bool) -> list[Result]:
-    """What decay costs mstress: threads that allocate, exchange and free, and all memory that comes and goes."""
+    """What decay costs mstress: threads that allocate, exchange and free. Time of processors, kswapd's included; each turn
+    has an arena of its own, since what decays after a turn would be paid for by the next.
+    """
+    decays: dict[str, float | None] = {"decay=None": None, "decay=10": 10, "decay=0.1": 0.1}
     results = []
     for case in jitted_cases(Scope(0.02 if smoke else 1.0, 2, 1), {"mstress"}):
-        with ra.Arena("1GiB", decay=10) as on, ra.Arena("1GiB", decay=None) as off, ra.Arena("1GiB", decay=1) as fast:
-            arenas = {"decay=10": on, "decay=1": fast, "decay=None": off}
-            turns = {who: case.make(ours(arena.words)) for who, arena in arenas.items()}
-            spent = sample(turns, case.number * (1 if smoke else 40), 2 if smoke else 11)
-            for turn in turns.values():
-                turn.close()
+        number = case.number if smoke else 10_000_000
+        spent: dict[str, list[float]] = {who: [] for who in decays}
+        for turn in range(2 if smoke else 11):
+            for who in random.Random(turn).sample(sorted(decays), len(decays)):
+                spent[who].append(_mstress(case, decays[who], number))
         medians = {who: statistics.median(times) for who, times in spent.items()}
-        for who in ("decay=10", "decay=1"):
+        for who in ("decay=10", "decay=0.1"):
             ratio = statistics.median(a / b for a, b in zip(spent[who], spent["decay=None"], strict=True))
             row = {name: medians[name] for name in (who, "decay=None")}
             name = f"cost of {who}, mstress, {case.case}"
@@ -304,8 +307,18 @@ def stressed(*, smoke: bool) -> list[Result]:
     return results
 
 
+def _mstress(case: Case, decay: float | None, number: int) -> float:
+    with ra.Arena("1GiB", decay=decay) as arena:
+        turn = case.make(ours(arena.words))
+        begin = time.process_time_ns()
+        turn.run(number)
+        spent = time.process_time_ns() - begin
+        turn.close()
+    return spent / number
+
+
 def reclaim(*, smoke: bool) -> list[Result]:
     """Run all parts."""
     anonymous(4096).close()
-    parts = (trimmed, decayed, long_life, class_speed, trim_speed, limited, cost, stressed)
+    parts = (trimmed, decayed, long_life, class_speed, recorded, trim_speed, limited, cost, stressed)
     return [result for part in parts for result in part(smoke=smoke)]

@@ -23,6 +23,7 @@ from realalloc.lab.measure import WorkDiffers
 from realalloc.lab.natives import Native
 
 OURS: Final = "realalloc"
+OURS_FINE: Final = "realalloc, fine classes"  # where memory is measured only
 HARNESS: Final = "harness alone"
 RESERVE: Final = "1GiB"  # reserving costs nothing; no workload comes near it
 

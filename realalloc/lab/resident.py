@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, Protocol
 from realalloc.arena import Arena
 from realalloc.lab import workloads
 from realalloc.lab.natives import find_natives
-from realalloc.lab.peers import OURS, RESERVE, Peer, jitted_peers, ours
+from realalloc.lab.peers import OURS, OURS_FINE, RESERVE, Peer, jitted_peers, ours
 from realalloc.lab.series import Series
 from realalloc.lab.workloads import fragments
 from realalloc.lab.workloads.scope import Scope
@@ -86,8 +86,8 @@ def forget_peak() -> None:
 @contextmanager
 def only_peer(name: str, reserve: str | int = RESERVE) -> Iterator[tuple[Peer, Callable[[], int] | None]]:
     """Give a peer that has the process for itself, and what trims it, if it can be trimmed."""
-    if name == OURS:
-        with Arena(reserve) as arena:
+    if name in (OURS, OURS_FINE):
+        with Arena(reserve, classes="fine" if name == OURS_FINE else "kernel") as arena:
             arena.trim()  # loads its machine code, before anybody looks at memory
             yield ours(arena.words), arena.trim
             arena.validate()
