@@ -25,7 +25,7 @@ from realalloc.arrays import ArrayMethods
 from realalloc.blocks import ZERO_SIZE_OFFSET, BlockMethods
 from realalloc.budget import Budget
 from realalloc.cache import KmemCache
-from realalloc.errors import ArenaClosed, CorruptionError, OutOfMemory, describe_broken
+from realalloc.errors import ArenaClosed, CorruptionError, describe_broken
 from realalloc.facts import thp_mode
 from realalloc.footprint import FootprintMethods
 from realalloc.lease import (
@@ -33,21 +33,18 @@ from realalloc.lease import (
     factory,
     forks,
     make_context,
-    pin,
 )
 from realalloc.lease.blocks import (
     VERB_NONE,
 )
 from realalloc.lease.cfunctions import CFunctions
 from realalloc.lease.shelf import take_down_shelves
-from realalloc.memory import Memory
 from realalloc.mm import layout
-from realalloc.mm.atomic import bias
-from realalloc.mm.buddy import reach, validate_buddy
+from realalloc.mm.buddy import validate_buddy
 from realalloc.mm.budget import validate_budgets
 from realalloc.mm.decay import serve, set_decay
 from realalloc.mm.jit import JIT
-from realalloc.mm.kmalloc import create_classes, validate_vmalloc
+from realalloc.mm.kmalloc import validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool_life import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
@@ -58,8 +55,10 @@ from realalloc.mm.watermark import validate_marks
 from realalloc.payers import Blocks
 from realalloc.pools import make_pool
 from realalloc.progress import compile_progress
+from realalloc.reservation import reserve_range
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_decay_ns, as_int, format_bytes
+from realalloc.supported import refuse_unsupported
 from realalloc.tables import TableMethods
 from realalloc.watermark import as_min_free, marks_of
 
@@ -74,25 +73,6 @@ _held: list[Any] = []
 _default: list[Arena] = []
 _default_lock = threading.Lock()
 _closing = threading.RLock()  # the collector may close an arena while its thread closes another
-
-
-def _refuse_unsupported() -> None:
-    reason = None
-    if sys.platform != "linux":
-        reason = f"Linux, not {sys.platform}"
-    elif sys.implementation.name != "cpython":
-        reason = f"CPython, not {sys.implementation.name}"
-    elif not getattr(sys, "_is_gil_enabled", lambda: True)():
-        reason = "a CPython with the GIL; free-threaded builds are not supported"
-    elif ctypes.pythonapi.PyInterpreterState_GetID(ctypes.c_void_p(_interpreter())) != 0:
-        reason = "the main interpreter; subinterpreters are not supported"
-    if reason is not None:
-        raise RuntimeError(f"realalloc needs {reason}")
-
-
-def _interpreter() -> int:
-    ctypes.pythonapi.PyInterpreterState_Get.restype = ctypes.c_void_p
-    return ctypes.pythonapi.PyInterpreterState_Get() or 0
 
 
 class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
@@ -132,7 +112,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         min_free: int | str = 0,
     ) -> None:
         """Reserve the range and lay it out."""
-        _refuse_unsupported()
+        refuse_unsupported()
         nbytes = as_bytes(size, "size", MIN_BYTES) & -layout.PAGE_BYTES
         if nbytes > MAX_BYTES:
             raise ValueError(f"size must be at most {format_bytes(MAX_BYTES)}, not {format_bytes(nbytes)}")
@@ -157,7 +137,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             huge = HUGE[huge_pages]
             if huge == layout.HUGE_AUTO and thp_mode() == "never":  # units of small pages would be books for nothing
                 huge = layout.HUGE_NEVER
-            self._memory = self._map(plan, huge, CLASSES[classes], prefault=bool(prefault))
+            self._memory = reserve_range(plan, huge, CLASSES[classes], prefault=bool(prefault))
         if debug:
             self._memory.words[layout.H_SHEAVES] = 0
         self._shrinkers = Shrinkers()
@@ -172,47 +152,6 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         set_decay(self._memory.words, decay_ns)
         self._is_served = bool(kswapd)
         self._set_marks(reserve)
-
-    def _map(self, plan: layout.Plan, huge: int, sizes: tuple[int, ...], *, prefault: bool) -> Memory:
-        page = layout.PAGE_BYTES
-        wanted = min(plan.end_pfn - plan.dma_end_pfn, plan.limit_pages)
-        if (
-            huge == layout.HUGE_ALWAYS and wanted < plan.end_pfn - plan.dma_end_pfn
-        ):  # no unit of 2 MiB is half committed
-            wanted = max(0, ((plan.dma_end_pfn + wanted) & -layout.HUGE_PAGES) - plan.dma_end_pfn)
-        normal = (plan.dma_end_pfn * page, wanted * page)
-        locked = (plan.meta_pages * page, (plan.dma_end_pfn - plan.meta_pages) * page)
-        knob = "the address space (ulimit -v, vm.overcommit_memory)"
-        try:
-            memory = Memory(plan.total_bytes, plan.align_bytes, plan.window_start_bytes)
-            memory.advise_huge(0, plan.window_start_bytes, wanted=huge == layout.HUGE_ALWAYS)
-            memory.advise_huge(0, plan.meta_pages * page, wanted=False)
-            tail = (
-                plan.end_pfn & -layout.HUGE_PAGES
-            ) * page  # what is no whole unit of the arena's stays in small pages
-            if tail < plan.window_start_bytes:
-                memory.advise_huge(tail, plan.window_start_bytes - tail, wanted=False)
-            if locked[1]:
-                knob = f"RLIMIT_MEMLOCK (ulimit -l) for lock={locked[1]}"
-                memory.lock(*locked)
-            if prefault and wanted:
-                knob = "memory for prefault=True, or lower limit="
-                memory.commit(*normal)
-        except OSError as error:
-            raise OutOfMemory(
-                f"cannot reserve {format_bytes(plan.total_bytes)}: {error.strerror}; raise {knob}"
-            ) from None
-        words = memory.words
-        layout.format_words(words, plan, huge)
-        create_classes(words, sizes)
-        if locked[1]:
-            reach(words, layout.ZONE_DMA, locked[1] // page)
-        if prefault:
-            reach(words, layout.ZONE_NORMAL, wanted)
-        pin(words, memory.mapping)
-        forks.watch(memory.address)
-        bias(words)
-        return memory
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from commands import child, is_plain, on_terminal, run
 
-from realalloc import arena as arena_module
-from realalloc import facts
+from realalloc import facts, reservation
 from realalloc.cli import info
 from realalloc.mm.jit import JIT
 from realalloc.mm.jitcache import CACHE_DIR
@@ -59,7 +58,7 @@ def test_no_address_space_is_one_line(capsys: pytest.CaptureFixture[str], monkey
     def no_memory(*_args: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(arena_module, "Memory", no_memory)
+    monkeypatch.setattr(reservation, "Memory", no_memory)
     code, out, err = run(capsys, "info", "--arena", "1MiB")
     assert (code, out) == (2, "")
     assert "cannot reserve" in err and err.count("\n") == 1
