@@ -311,13 +311,14 @@ class BlockMethods:
         return Pages(self._take(what, VERB_RUN, pages, as_gfp(gfp), pages * layout.PAGE_BYTES), None)
 
     def alloc_pages_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[Pages]:
-        """Allocate up to ``n`` single pages: as many as there are, as in the kernel."""
+        """Allocate up to ``n`` single pages: as many as there are, as in the kernel. GFP_NOFAIL waits for the first one."""
         made: list[Pages] = []
         for _ in range(as_int(n, "n")):
             try:
                 made.append(self.alloc_pages(0, gfp))
             except OutOfMemory:
                 break
+            gfp &= ~GFP_NOFAIL
         return made
 
     def free_pages(self, pages: Pages) -> None:

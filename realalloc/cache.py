@@ -159,7 +159,10 @@ class KmemCache:
             possible = could_serve(self._words(), ASK_OBJECT, self.at, flags | GFP_HIGH) == 1
             if not possible or (self._budget is not None and not self._budget._could_fit(slab)):
                 raise
-        return insist(attempt)
+            found = insist(attempt)
+            if found is None:
+                raise
+        return found
 
     def _refusal(self) -> str | None:
         """Say why the budget would refuse one more slab; None if it would not, or if there is none."""
@@ -219,7 +222,10 @@ class KmemCache:
 
     def _alloc_bulk(self, n: int, gfp: int = GFP_KERNEL) -> list[memoryview]:
         """Allocate ``n`` objects, all or none."""
-        return [self.alloc(gfp) for _ in range(as_int(n, "n"))]  # an error drops the list, and that frees its leases
+        count, flags = as_int(n, "n"), as_gfp(gfp)
+        if flags & GFP_NOFAIL and count * self.size > self._arena.size:
+            flags &= ~GFP_NOFAIL  # that can never be
+        return [self.alloc(flags) for _ in range(count)]  # an error drops the list, and that frees its leases
 
     def free(self, obj: memoryview) -> None:
         """Free an object; InvalidFree if it is not a live one of this cache."""

@@ -50,7 +50,11 @@ class FootprintMethods:
         pages = end if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES) >> layout.PAGE_SHIFT
         target = start - int(words[layout.H_META_PAGES]) + min(end - start, pages)
         marks = marks_of(self._min_free, min(end - start, pages))
-        if set_limit(words, target) != layout.OK and (reclaim(words), set_limit(words, target))[1] != layout.OK:
+        status = set_limit(words, target)
+        if status != layout.OK:
+            reclaim(words)
+            status = set_limit(words, target)
+        if status != layout.OK:
             used = format_bytes(int(words[layout.H_ALLOCATED_PAGES]) * layout.PAGE_BYTES)
             raise ValueError(f"limit {limit} is below what is in use: {used}; free some first")
         set_marks(words, layout.ZONE_NORMAL, *marks)

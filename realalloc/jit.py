@@ -27,7 +27,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from realalloc.gfp import GFP_ATOMIC, GFP_DMA, GFP_HIGH, GFP_KERNEL, GFP_MEMALLOC, GFP_NOFAIL, GFP_NOWAIT, GFP_ZERO
+from realalloc.gfp import (
+    GFP_ATOMIC,
+    GFP_DMA,
+    GFP_HIGH,
+    GFP_KERNEL,
+    GFP_KSWAPD_RECLAIM,
+    GFP_MEMALLOC,
+    GFP_NOFAIL,
+    GFP_NOWAIT,
+    GFP_ZERO,
+)
 from realalloc.mm.jit import Words, bare, verb
 from realalloc.mm.kmalloc import kfree_bulk as _kfree_bulk
 from realalloc.mm.kmalloc import kfree_slow as _kfree_slow
@@ -249,7 +259,7 @@ def mempool_alloc(words: Words, pool: int) -> int:
     raw = bare(words)
     if raw[pool + P_BACKING] == BACKING_CALLS:
         return max(_calls_alloc(raw, pool, 0), 0)
-    return max(_pool_alloc(raw, pool, 0), 0)
+    return max(_pool_alloc(raw, pool, GFP_KSWAPD_RECLAIM), 0)
 
 
 @verb

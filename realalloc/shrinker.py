@@ -310,11 +310,14 @@ class Shrinkers:
             self._turn.acquire()
 
 
-def insist(attempt: Callable[[], T | None]) -> T:
+def insist(attempt: Callable[[], T | None]) -> T | None:
     """Ask until ``attempt``, which failed before, returns something (GFP_NOFAIL); it may raise, and so may Ctrl-C.
 
-    Between two attempts the thread sleeps, without the GIL, at most LAST_PAUSE_SECONDS.
+    Between two attempts the thread sleeps, without the GIL, at most LAST_PAUSE_SECONDS. None at once where shrinkers may not
+    run, inside one of them among others: there an allocation fails, or it would wait for itself.
     """
+    if not _may_run():
+        return None
     pause = FIRST_PAUSE_SECONDS
     while True:
         time.sleep(pause)

@@ -336,6 +336,33 @@ def test_nofail_asks_the_shrinkers() -> None:
         held.clear()
 
 
+def test_nofail_in_a_shrinker_fails_at_once_and_so_does_a_bulk_that_could_never_be() -> None:
+    with ra.Arena("4MiB") as arena:
+        held: list[Any] = []
+        said: list[str] = []
+
+        def scan(_number: int) -> int:
+            for call in (lambda: arena.kmalloc(50_000, NOFAIL), lambda: cache.alloc(NOFAIL)):
+                try:
+                    call()
+                except ra.OutOfMemory as error:
+                    said.append(str(error))
+            freed = len(held)
+            held.clear()
+            return freed
+
+        cache = arena.kmem_cache("c", 3000)
+        with arena.register_shrinker(lambda: len(held), scan, 0):
+            held += fill(arena, ra.GFP_NOWAIT)
+            assert arena.kmalloc(100_000).nbytes == 100_000 and len(said) == 2
+        with pytest.raises(ra.OutOfMemory):
+            cache.alloc_bulk(10_000, NOFAIL)
+        pages = arena.alloc_pages_bulk(10_000, NOFAIL)
+        assert 900 < len(pages) < 1024
+        del pages
+        cache.destroy()
+
+
 def test_retry_mayfail_asks_the_shrinkers_for_a_contiguous_block() -> None:
     for extra, asked in ((0, False), (ra.GFP_RETRY_MAYFAIL, True)):
         with ra.Arena("4MiB", max_order=4) as arena:

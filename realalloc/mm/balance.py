@@ -13,11 +13,13 @@ from realalloc.mm.decay import IDLE_NS
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
+    DECAY,
     H_CLOSED,
     STAGE_AREAS,
     STAGE_IDLE,
     STAGE_SHEAVES,
     STAGE_SLABS,
+    Y_WANTED,
     Z_BEGAN_PAGES,
     Z_FAILURES,
     Z_HIGH_PAGES,
@@ -52,7 +54,7 @@ def _step_locked(words: Words, z: int) -> None:
 def balance_tick(words: Words) -> int:
     """Do one step for an arena that was woken; return in how many ns the next one is due, 0 for at once."""
     z = zone_at(ZONE_NORMAL)
-    if words[z + Z_STAGE] == STAGE_IDLE or words[H_CLOSED] != 0:
+    if words[z + Z_STAGE] == STAGE_IDLE or words[H_CLOSED] != 0 or words[DECAY + Y_WANTED] == 0:
         return IDLE_NS
     lock(words)
     if words[z + Z_STAGE] != STAGE_IDLE:

@@ -17,6 +17,7 @@ from realalloc.mm.buddy import alloc_block_locked, free_pages_total
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_MARKS,
+    DECAY,
     ENOMEM,
     GFP_HIGH_BIT,
     GFP_KSWAPD_BIT,
@@ -32,6 +33,7 @@ from realalloc.mm.layout import (
     OK,
     STAGE_IDLE,
     STAGE_SHEAVES,
+    Y_WANTED,
     Z_BEGAN_PAGES,
     Z_END_PFN,
     Z_FAILURES,
@@ -76,8 +78,9 @@ def mark_for(words: Words, zone: int, gfp: int) -> int:
 
 @kernel
 def _wake(words: Words, z: int, free: int) -> None:
-    """Have kswapd bring a zone up to its high mark: once, until that run has ended."""
-    if words[z + Z_STAGE] == STAGE_IDLE and words[z + Z_FAILURES] < MAX_FAILURES:
+    """Have kswapd, where it serves this arena, bring a zone up to its high mark: once, until that run has ended."""
+    wanted = words[z + Z_STAGE] == STAGE_IDLE and words[z + Z_FAILURES] < MAX_FAILURES
+    if wanted and words[DECAY + Y_WANTED] != 0:
         words[z + Z_BEGAN_PAGES] = free
         words[z + Z_WAKES] += 1
         words[z + Z_STAGE] = STAGE_SHEAVES

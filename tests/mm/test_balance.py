@@ -7,7 +7,7 @@ from support import MIB, PAGE, RawArena
 
 from realalloc import gfp as flags
 from realalloc.mm.balance import balance_tick
-from realalloc.mm.decay import IDLE_NS
+from realalloc.mm.decay import IDLE_NS, serve
 from realalloc.mm.kmalloc import kfree, vmalloc
 from realalloc.mm.layout import (
     C_NR_EMPTY,
@@ -46,6 +46,7 @@ def below_low(areas: int = 4, lowest: int = 320) -> tuple[RawArena, int]:
     for offset in [int(vmalloc(raw.words, 30 * PAGE, 0)) for _ in range(areas)]:
         assert kfree(raw.words, offset) == 0
     set_marks(raw.words, ZONE_NORMAL, lowest, LOW, HIGH)
+    serve(raw.words, 1, 0)
     while stage(raw) == STAGE_IDLE:
         assert alloc_pages(raw.words, 0, flags.GFP_KERNEL) > 0
     assert lowest < free(raw) < LOW
@@ -102,5 +103,7 @@ def test_a_closed_arena_and_one_that_was_not_woken_are_let_alone() -> None:
     raw.words[H_CLOSED] = 1
     assert balance_tick(raw.words) == IDLE_NS and stage(raw) == STAGE_SHEAVES
     raw.words[H_CLOSED] = 0
+    serve(raw.words, 0, 0)
+    assert balance_tick(raw.words) == IDLE_NS and stage(raw) == STAGE_SHEAVES, "it does not serve this one"
     other = RawArena(MIB)
     assert balance_tick(other.words) == IDLE_NS

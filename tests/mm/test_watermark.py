@@ -10,6 +10,7 @@ from kernels import assert_pristine, make_cache, zone_pages, zone_word
 from support import MIB, PAGE, RawArena
 
 from realalloc import gfp as flags
+from realalloc.mm.decay import serve
 from realalloc.mm.kmalloc import kfree, kmalloc, vmalloc
 from realalloc.mm.layout import (
     BACKING_PAGES,
@@ -58,6 +59,7 @@ def kernels_mark(lowest: int, gfp: int) -> int:
 def marked(lowest: int, size: int = MIB, **options: int) -> RawArena:
     raw = RawArena(size, 4, **options)
     set_marks(raw.words, ZONE_NORMAL, lowest, lowest + 8, lowest + 16)
+    serve(raw.words, 1, 0)
     return raw
 
 
@@ -180,6 +182,14 @@ def test_kswapd_is_woken_once_below_low_by_who_may_wake_it() -> None:
     assert alloc_pages(raw.words, 0, flags.GFP_NOWAIT) > 0
     assert alloc_pages(raw.words, 0, flags.GFP_NOWAIT) > 0
     assert zone_word(raw, ZONE_NORMAL, Z_WAKES) == 1 and zone_word(raw, ZONE_NORMAL, Z_STAGE) == STAGE_SHEAVES
+
+
+def test_where_kswapd_does_not_serve_nobody_wakes_it() -> None:
+    raw = marked(16)
+    serve(raw.words, 0, 0)
+    while alloc_pages(raw.words, 0, flags.GFP_KERNEL) > 0:
+        pass
+    assert zone_word(raw, ZONE_NORMAL, Z_WAKES) == 0 and zone_word(raw, ZONE_NORMAL, Z_STAGE) == STAGE_IDLE
 
 
 def test_who_may_not_wait_takes_nothing_back_where_there_are_marks() -> None:
