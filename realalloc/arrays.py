@@ -17,7 +17,7 @@ import numpy.typing as npt
 from realalloc.budget import Budget
 from realalloc.context import NumPyContext
 from realalloc.gfp import GFP_KERNEL
-from realalloc.lease.datamem import MIN_ALIGN
+from realalloc.lease.datarecord import MIN_ALIGN
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena

@@ -18,14 +18,14 @@ import numpy as np
 
 from realalloc.budget import Budget, check_budget
 from realalloc.errors import ArenaClosed
-from realalloc.lease import datamem, factory
+from realalloc.lease import datamem, datarecord, factory
 from realalloc.sizes import as_alignment
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
 
 SET_HANDLER, DEFAULT_HANDLER = 304, 306  # indices of NumPy's C API
-FIRST_FUNCTION = datamem.R_CTX // 8
+FIRST_FUNCTION = datarecord.R_CTX // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class NumPyContext:
     """
 
     def __init__(
-        self, arena: Arena, *, align: int = datamem.MIN_ALIGN, fallback: bool = False, budget: Budget | None = None
+        self, arena: Arena, *, align: int = datarecord.MIN_ALIGN, fallback: bool = False, budget: Budget | None = None
     ) -> None:
         """Make the handler's record. ``align``: a power of two from 16 to 2 MiB, for every array; ``budget`` pays for them.
 
@@ -107,8 +107,8 @@ class NumPyContext:
         (``NUMBA_DISABLE_JIT``) or NumPy has no hook.
         """
         number = as_alignment(align, "align")
-        if not datamem.MIN_ALIGN <= number <= datamem.MAX_ALIGN:
-            raise ValueError(f"align must be {datamem.MIN_ALIGN} to {datamem.MAX_ALIGN}, not {number}")
+        if not datarecord.MIN_ALIGN <= number <= datarecord.MAX_ALIGN:
+            raise ValueError(f"align must be {datarecord.MIN_ALIGN} to {datarecord.MAX_ALIGN}, not {number}")
         arena._check_open()
         check_budget(arena, budget)
         functions = datamem.compiled()[:4] if budget is None else datamem.compiled_charged()
@@ -117,7 +117,7 @@ class NumPyContext:
         self.fallback = bool(fallback)
         self.budget = budget
         paid = 0 if budget is None else budget._at
-        self._record = datamem.Record(
+        self._record = datarecord.Record(
             arena.address, number, hook().functions, functions, fallback=self.fallback, budget=paid
         )
 
@@ -158,15 +158,15 @@ class NumPyContext:
         """Return what the handler has done so far, also after the arena was closed."""
         at = self._record
         return HandlerStats(
-            allocations=at[datamem.R_ALLOCS],
-            zeroed=at[datamem.R_ZEROED],
-            reallocations=at[datamem.R_REALLOCS],
-            in_place=at[datamem.R_IN_PLACE],
-            frees=at[datamem.R_FREES],
-            live=at[datamem.R_ALLOCS] - at[datamem.R_FREES],
-            refused=at[datamem.R_REFUSED],
-            fallbacks=at[datamem.R_FALLBACKS],
-            bytes=at[datamem.R_BYTES],
+            allocations=at[datarecord.R_ALLOCS],
+            zeroed=at[datarecord.R_ZEROED],
+            reallocations=at[datarecord.R_REALLOCS],
+            in_place=at[datarecord.R_IN_PLACE],
+            frees=at[datarecord.R_FREES],
+            live=at[datarecord.R_ALLOCS] - at[datarecord.R_FREES],
+            refused=at[datarecord.R_REFUSED],
+            fallbacks=at[datarecord.R_FALLBACKS],
+            bytes=at[datarecord.R_BYTES],
         )
 
     def __repr__(self) -> str:

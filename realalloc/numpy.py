@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from realalloc.arena import Arena, default_arena
 from realalloc.context import HandlerStats, NumPyContext, hook
-from realalloc.lease.datamem import MIN_ALIGN
+from realalloc.lease.datarecord import MIN_ALIGN
 
 __all__ = ["HandlerStats", "NumPyContext", "install", "installed", "uninstall"]
 

@@ -28,7 +28,7 @@ SIZE: Final = "REALALLOC_SIZE"  # and the other options of realalloc.default_are
 LIMIT: Final = "REALALLOC_LIMIT"
 INJECT: Final = Path(__file__).parent / "inject"
 ROOT: Final = Path(__file__).parents[2]
-LOWEST, HIGHEST = 16, 2 << 20  # MIN_ALIGN and MAX_ALIGN of realalloc.lease.datamem, which needs numba
+LOWEST, HIGHEST = 16, 2 << 20  # MIN_ALIGN and MAX_ALIGN of realalloc.lease.datarecord, which needs numba
 SMALLEST: Final = 256 << 10  # MIN_BYTES of an arena
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import struct
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +23,24 @@ from numba import types
 from realalloc.lease.blocks import VERB_NONE
 from realalloc.lease.capi import c_function as c_call
 from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
+from realalloc.lease.datarecord import (
+    HUGE_BYTES,
+    R_ALIGN,
+    R_ALLOCS,
+    R_BASE,
+    R_BUDGET,
+    R_BYTES,
+    R_DEFAULT,
+    R_END,
+    R_FALLBACK,
+    R_FALLBACKS,
+    R_FREES,
+    R_IN_PLACE,
+    R_REALLOCS,
+    R_REFUSED,
+    R_ZEROED,
+    Record,
+)
 from realalloc.mm.atomic import address_of, atomic_add
 from realalloc.mm.charge import charge, recharge, uncharge
 from realalloc.mm.jit import JIT, Entry, Words, at_end, c_function, entry, kernel, native
@@ -43,8 +60,6 @@ from realalloc.mm.layout import (
     GRANULE_BYTES,
     H_BAD_FREES,
     H_MAX_ORDER,
-    H_TOTAL_WORDS,
-    HUGE_ORDER,
     KMALLOC_MAX_CACHE_BYTES,
     KMALLOC_TABLE,
     OK,
@@ -57,27 +72,6 @@ from realalloc.mm.resize import krealloc_in_place
 from realalloc.mm.sheaf import pop
 from realalloc.mm.threads import my_place
 
-NAME_BYTES: Final = 127
-R_CTX: Final = 128  # PyDataMem_Handler: name, version, then ctx and the four functions
-R_FUNCTIONS: Final = 136
-R_BASE: Final = 168
-R_END: Final = 176  # bytes of the range
-R_ALIGN: Final = 184  # a power of two, 16 to 2 MiB
-R_FALLBACK: Final = 192  # 1: what the arena refuses comes from NumPy's default handler
-R_DEFAULT: Final = 200  # ctx, malloc, calloc, realloc, free of that handler
-R_ALLOCS: Final = 240
-R_ZEROED: Final = 248
-R_REALLOCS: Final = 256
-R_IN_PLACE: Final = 264
-R_FREES: Final = 272
-R_REFUSED: Final = 280
-R_FALLBACKS: Final = 288
-R_BYTES: Final = 296  # ever asked for
-R_BUDGET: Final = 304  # word index of the budget that pays, for the charged functions
-RECORD_BYTES: Final = 312
-HUGE_BYTES: Final = PAGE_BYTES << HUGE_ORDER
-MIN_ALIGN: Final = 16  # what NumPy's own handler gives
-MAX_ALIGN: Final = HUGE_BYTES
 LARGEST: Final = 1 << 46  # no arena is that large, and rounding up cannot overflow below it
 SMALL: Final = 2 * PAGE_BYTES  # what shrinks to less than half moves, from this size on
 HALF_BITS: Final = 31  # factors below 2**31 have a product below 2**63
@@ -394,37 +388,6 @@ def _compile(callees: tuple[Any, ...], functions: tuple[Callable[..., Any], ...]
         result = types.void if func in (data_free, charged_free, _forget_capsule) else types.int64
         made.append(int(immortal(c_function(func, result(*[types.int64] * count))).address))
     return tuple(made)
-
-
-class Record:
-    """A ``PyDataMem_Handler`` over the arena at ``base``; it may be read for ever, and outlives what it counts.
-
-    ``default`` are the ctx and the functions of NumPy's default handler.
-    """
-
-    def __init__(
-        self,
-        base: int,
-        align: int,
-        default: tuple[int, ...],
-        functions: tuple[int, ...],
-        *,
-        fallback: bool,
-        budget: int = 0,
-    ) -> None:
-        """Fill it in. ``align``: a power of two, 16 to 2 MiB. ``budget``: word index of who pays, for charged functions."""
-        self.memory = bytearray(RECORD_BYTES)
-        self.words = memoryview(self.memory).cast("q")  # keeps it from being resized
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        struct.pack_into(f"{NAME_BYTES}sB", self.memory, 0, b"realalloc", 1)
-        end = load_at(base + H_TOTAL_WORDS * WORD_BYTES) * WORD_BYTES
-        given = (self.address, *functions, base, end, align, int(fallback), *default)
-        struct.pack_into(f"{len(given)}q", self.memory, R_CTX, *given)
-        struct.pack_into("q", self.memory, R_BUDGET, budget)
-
-    def __getitem__(self, at: int) -> int:
-        """Read a word by its R_ name."""
-        return int(self.words[at // WORD_BYTES])
 
 
 _api = ctypes.pythonapi

@@ -15,7 +15,7 @@ from support import JIT
 from realalloc.arena import MIN_BYTES
 from realalloc.cli import run as run_file
 from realalloc.cli.programs import this_python
-from realalloc.lease.datamem import MAX_ALIGN, MIN_ALIGN
+from realalloc.lease.datarecord import MAX_ALIGN, MIN_ALIGN
 
 jitted = pytest.mark.skipif(not JIT, reason="NumPy's hook takes machine code, which NUMBA_DISABLE_JIT forbids")
 ROOT = str(Path(__file__).parents[2])
