@@ -37,6 +37,7 @@ BROKEN_INVARIANTS: Final[dict[int, str]] = {
     -1004: "buddy: start + listed free + allocated pages != frontier",
     -1005: "buddy: a struct page contradicts the block it is in",
     -1006: "buddy: resident bits != committed pages",
+    -1007: "buddy: unmovable pages of a page block are miscounted, or a free block is on the list of another type",
     -1011: "slab: the number of slabs or objects of a cache is wrong",
     -1012: "slab: a slab is on the wrong list",
     -1013: "slab: free bits + inuse != objects of a slab",

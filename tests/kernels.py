@@ -38,6 +38,7 @@ from realalloc.mm.layout import (
     H_LOCK,
     H_MAX_ORDER,
     H_META_PAGES,
+    H_MOBILITY,
     H_NR_CACHES,
     H_NR_RECORDS,
     H_NR_ZONES,
@@ -52,6 +53,9 @@ from realalloc.mm.layout import (
     KIND_MASK,
     KIND_RUN,
     KMALLOC_SIZES,
+    M_HEADS,
+    M_ORDER,
+    M_WORDS,
     MEMMAP,
     NULL_RECORD,
     ORDER_MASK,
@@ -126,15 +130,17 @@ def block_pages(raw: RawArena, pfn: int) -> int:
 
 
 def free_blocks(raw: RawArena, zone: int = ZONE_NORMAL) -> set[tuple[int, int]]:
-    """Walk the free lists: (order, pfn) of every block on them."""
+    """Walk the free lists of both types: (order, pfn) of every block on them."""
     found = set()
+    groups = int(raw.words[H_MOBILITY]) + zone * M_WORDS
     for order in range(int(raw.words[H_MAX_ORDER]) + 1):
-        pfn = zone_word(raw, zone, Z_HEADS + order) >> 32
         count = 0
-        while pfn != 0:
-            found.add((order, pfn))
-            count += 1
-            pfn = int(raw.words[page_index(raw, pfn) + PG_LINK]) >> 32
+        for head in (ZONES + zone * ZONE_WORDS + Z_HEADS, groups + M_HEADS)[: 1 + (order < raw.words[groups + M_ORDER])]:
+            pfn = int(raw.words[head + order]) >> 32
+            while pfn != 0:
+                found.add((order, pfn))
+                count += 1
+                pfn = int(raw.words[page_index(raw, pfn) + PG_LINK]) >> 32
         assert count == zone_word(raw, zone, Z_COUNTS + order)
     return found
 

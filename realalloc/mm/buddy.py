@@ -1,11 +1,11 @@
 """The page allocator: binary buddies in zones, with a frontier behind which nothing was ever touched.
 
-1. A block of order k is ``1 << k`` pages, aligned to its size. A request takes the smallest sufficient free block and
-   hands out its lower half until it fits; the upper halves go on the free lists (kernel: ``__rmqueue_smallest``, ``expand``).
+1. A block of order k is ``1 << k`` pages, aligned to its size. A request takes the free block that mobility.py chooses and
+   hands out its lower half until it fits; the upper halves go on the free lists (kernel: ``__rmqueue``, ``expand``).
 2. A freed block merges with its buddy ``pfn ^ (1 << order)`` while that is free, whole and of the same order
    (kernel: ``__free_one_page``). The buddy test stays inside ``[start, frontier)`` of the zone.
 3. Pages in ``[frontier, end)`` are free without being on a list: their struct pages are zero and not resident. When no
-   list can serve, the frontier moves up by one aligned block. So a 1 TiB arena costs what it uses.
+   list is to serve, the frontier moves up by one aligned block. So a 1 TiB arena costs what it uses.
 
 Invariant, per zone:     start + listed free pages + allocated pages = frontier <= end
 """
@@ -16,12 +16,13 @@ from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.backlog import account_freed
 from realalloc.mm.bits import ctz
 from realalloc.mm.commit import MIN_RUN_ORDER, account_listed, commit_locked, dirty_pages, drop_locked, is_huge
-from realalloc.mm.freelist import count_list, first, push_back, push_front, remove
+from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_COMMITTED,
     BAD_FREE_COUNT,
     BAD_FREE_LIST,
+    BAD_PAGE_BLOCK,
     BAD_PAGE_STATE,
     BAD_PAGE_SUM,
     BAD_UNMERGED,
@@ -54,11 +55,24 @@ from realalloc.mm.layout import (
     Z_FREE_PAGES,
     Z_FREES,
     Z_FRONTIER_PFN,
-    Z_HEADS,
     Z_START_PFN,
     ZONE_MASK,
     ZONE_NORMAL,
     ZONE_SHIFT,
+)
+from realalloc.mm.mobility import (
+    count_listed,
+    find_foreign,
+    find_free,
+    head_for,
+    head_of,
+    hold_block,
+    is_unmovable,
+    list_push,
+    list_take,
+    page_block_order,
+    release_block,
+    validate_page_blocks,
 )
 from realalloc.mm.pages import (
     count_resident,
@@ -75,27 +89,19 @@ from realalloc.mm.zeroing import zero_block_locked
 
 @kernel
 def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> None:
-    z = zone_at(zone)
-    links = MEMMAP + PG_LINK
     words[page_at(pfn) + PG_INFO] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
     if zone == ZONE_NORMAL:
         account_listed(words, pfn, order, 1)
-    if at_end:
-        push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
-    else:
-        push_front(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
-    words[z + Z_COUNTS + order] += 1
+    list_push(words, zone, pfn, order, at_end)
 
 
 @kernel
 def list_remove(words: Words, zone: int, pfn: int, order: int) -> None:
     """Take a free block off its list; its first page becomes KIND_NONE."""
-    z = zone_at(zone)
     words[page_at(pfn) + PG_INFO] = KIND_NONE
     if zone == ZONE_NORMAL:
         account_listed(words, pfn, order, -1)
-    remove(words, z + Z_HEADS + order, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
-    words[z + Z_COUNTS + order] -= 1
+    list_take(words, zone, pfn, order)
 
 
 @kernel
@@ -157,12 +163,13 @@ def grow(words: Words, zone: int) -> int:
 
 
 @kernel
-def _find_order(words: Words, zone: int, order: int) -> int:
+def reach_page_block(words: Words, zone: int) -> None:
+    """Move a lowered frontier up to the end of its page block: whether that is free whole has to be seen on the lists."""
     z = zone_at(zone)
-    for k in range(order, words[H_MAX_ORDER] + 1):
-        if words[z + Z_COUNTS + k] != 0:
-            return k
-    return -1
+    mask = (1 << page_block_order(words, zone)) - 1
+    while words[z + Z_FRONTIER_PFN] & mask != 0 and words[z + Z_FRONTIER_PFN] != words[z + Z_START_PFN]:
+        if _grow_once(words, zone) == 0:
+            return
 
 
 @kernel
@@ -175,14 +182,18 @@ def account_allocated(words: Words, pages: int) -> None:
 
 
 @entry
-def take_block_locked(words: Words, zone: int, order: int) -> int:
-    """Take a block off the lists and split it down to ``order``; return its pfn or 0."""
-    found = _find_order(words, zone, order)
-    while found < 0:
-        if grow(words, zone) == 0:
-            return 0
-        found = _find_order(words, zone, order)
-    pfn = first(words, zone_at(zone) + Z_HEADS + found)
+def take_block_locked(words: Words, zone: int, order: int, unmovable: int) -> int:
+    """Take a block off the lists, for unmovable pages or others, and split it down to ``order``; return its pfn or 0."""
+    pfn = find_free(words, zone, order, unmovable)
+    while pfn == 0 and grow(words, zone) != 0:
+        pfn = find_free(words, zone, order, unmovable)
+    if pfn == 0 and unmovable == 0:
+        pfn = find_foreign(words, zone, order)
+    if pfn == 0:
+        return 0
+    if unmovable == 1:
+        hold_block(words, zone, pfn, 1 << order)
+    found = order_at(words, pfn)
     list_remove(words, zone, pfn, found)
     while found > order:
         found -= 1
@@ -195,12 +206,14 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     """Allocate a block of one kind; return its pfn or ENOMEM. ``zero`` asks for pages that read as zero."""
     if order > words[H_MAX_ORDER]:
         return ENOMEM
-    pfn = take_block_locked(words, zone, order)
+    pfn = take_block_locked(words, zone, order, is_unmovable(kind))
     if pfn == 0:
         return ENOMEM
     if zero != 0:
         zero_block_locked(words, zone, pfn, order)
     if commit_locked(words, pfn, 1 << order, order) != OK:
+        if is_unmovable(kind) == 1:
+            release_block(words, zone, pfn, 1 << order)
         insert_free_locked(words, zone, pfn, order)
         return ENOMEM
     z = zone_at(zone)
@@ -228,6 +241,8 @@ def free_block_locked(words: Words, pfn: int) -> int:
     order = info >> ORDER_SHIFT & ORDER_MASK
     zone = info >> ZONE_SHIFT & ZONE_MASK
     z = zone_at(zone)
+    if is_unmovable(info & KIND_MASK) == 1:
+        release_block(words, zone, pfn, 1 << order)
     words[page + PG_INFO] = KIND_NONE
     words[z + Z_FREE_PAGES] += 1 << order
     words[z + Z_FREES] += 1
@@ -285,22 +300,32 @@ def free_pages_total(words: Words, zone: int) -> int:
 
 
 @kernel
+def _validate_list(words: Words, zone: int, order: int, unmovable: int) -> int:
+    head = head_for(words, zone, order, unmovable)
+    links = MEMMAP + PG_LINK
+    count = count_listed(words, zone, order, unmovable)
+    if count_list(words, head, links, PAGE_STRUCT_WORDS, count) != count:
+        return BAD_FREE_LIST
+    pfn = first(words, head)
+    while pfn != 0:
+        if pfn & ((1 << order) - 1) != 0 or is_free_block(words, zone, pfn, order) == 0:
+            return BAD_FREE_LIST
+        if head_of(words, zone, pfn, order) != head:
+            return BAD_PAGE_BLOCK
+        pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
+    return OK
+
+
+@kernel
 def _validate_lists(words: Words, zone: int) -> int:
     z = zone_at(zone)
     listed = 0
     for order in range(words[H_MAX_ORDER] + 1):
-        head = z + Z_HEADS + order
-        links = MEMMAP + PG_LINK
-        if (
-            count_list(words, head, links, PAGE_STRUCT_WORDS, words[z + Z_COUNTS + order])
-            != words[z + Z_COUNTS + order]
-        ):
-            return BAD_FREE_LIST
-        pfn = first(words, head)
-        while pfn != 0:
-            if pfn & ((1 << order) - 1) != 0 or is_free_block(words, zone, pfn, order) == 0:
-                return BAD_FREE_LIST
-            pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
+        status = _validate_list(words, zone, order, 0)
+        if status == OK and order < page_block_order(words, zone):
+            status = _validate_list(words, zone, order, 1)
+        if status != OK:
+            return status
         listed += words[z + Z_COUNTS + order] << order
     return OK if listed == words[z + Z_FREE_PAGES] else BAD_FREE_COUNT
 
@@ -352,6 +377,8 @@ def validate_buddy(words: Words) -> int:
             if found < 0:
                 status = found
             allocated += found
+        if status == OK:
+            status = validate_page_blocks(words, zone)
     if status == OK and allocated != words[H_ALLOCATED_PAGES]:
         status = BAD_PAGE_SUM
     if status == OK and (resident != words[H_COMMITTED_PAGES] or resident > words[H_LIMIT_PAGES]):

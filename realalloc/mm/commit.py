@@ -41,12 +41,11 @@ from realalloc.mm.layout import (
     PSI_RECLAIMS,
     Y_CLEAN,
     Y_SMALL,
-    Z_COUNTS,
     Z_FREE_PAGES,
-    Z_HEADS,
     ZONE_DMA,
     ZONE_NORMAL,
 )
+from realalloc.mm.mobility import count_listed, head_for
 from realalloc.mm.pages import (
     clear_resident_locked,
     count_resident,
@@ -213,24 +212,24 @@ def _drop_some(words: Words, pfn: int, order: int, wanted: int, split: int) -> i
 
 
 @entry
-def purge_order_locked(words: Words, order: int, wanted: int, split: int) -> int:
-    """Give back memory of free blocks of one order, from the front of their list, about ``wanted`` pages; blocks that were
-    looked at go to its end. Return blocks looked at << 32 | pages given back; both are bounded.
+def purge_list_locked(words: Words, order: int, unmovable: int, wanted: int, split: int) -> int:
+    """Give back memory of free blocks of one list, from its front, about ``wanted`` pages; blocks that were looked at go to
+    its end. Return blocks looked at << 32 | pages given back; both are bounded.
     """
-    z = zone_at(ZONE_NORMAL)
     links = MEMMAP + PG_LINK
-    many = min(words[z + Z_COUNTS + order], LOOKS)
+    many = min(count_listed(words, ZONE_NORMAL, order, unmovable), LOOKS)
+    head = head_for(words, ZONE_NORMAL, order, unmovable)
     wanted = min(wanted, DROP_PAGES)
     looked = 0
     dropped = 0
     while looked < many and dropped < wanted:
-        pfn = first(words, z + Z_HEADS + order)
+        pfn = first(words, head)
         if count_resident(words, pfn, pfn + (1 << order)) != 0:
             dropped += _drop_some(words, pfn, order, wanted - dropped, split)
         if dropped >= wanted:  # the next step goes on with this block
             break
-        remove(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
-        push_back(words, z + Z_HEADS + order, links, PAGE_STRUCT_WORDS, pfn)
+        remove(words, head, links, PAGE_STRUCT_WORDS, pfn)
+        push_back(words, head, links, PAGE_STRUCT_WORDS, pfn)
         looked += 1
     return looked << 32 | dropped
 
@@ -241,21 +240,45 @@ def is_clean(words: Words, order: int) -> int:
     return words[DECAY + Y_CLEAN] >> order & 1
 
 
+@kernel
+def _purge_all_locked(words: Words, order: int, unmovable: int, wanted: int, split: int) -> int:
+    dropped = 0
+    left = count_listed(words, ZONE_NORMAL, order, unmovable)
+    while left > 0 and dropped < wanted:
+        done = purge_list_locked(words, order, unmovable, wanted - dropped, split)
+        dropped += done & 0xFFFFFFFF
+        left -= done >> 32
+    return dropped
+
+
 @entry
 def purge_locked(words: Words, wanted: int, lowest: int, split: int) -> int:
     """Give back memory of free blocks of ``lowest`` order and larger, the largest first; return the pages."""
     dropped = 0
     for order in range(words[H_MAX_ORDER], lowest - 1, -1):
-        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order] if is_clean(words, order) == 0 else 0
         before = dropped
-        while left > 0 and dropped < wanted:
-            done = purge_order_locked(words, order, wanted - dropped, split)
-            dropped += done & 0xFFFFFFFF
-            left -= done >> 32
+        if is_clean(words, order) == 0:
+            dropped += _purge_all_locked(words, order, 0, wanted - dropped, split)
+            dropped += _purge_all_locked(words, order, 1, wanted - dropped, split)
         if (
             dropped == before and dropped < wanted and split == 1
         ):  # at the limit each request would look at all of them again
             words[DECAY + Y_CLEAN] |= bit(order)
+    return dropped
+
+
+@kernel
+def _purge_stepwise(words: Words, order: int, unmovable: int, wanted: int, split: int) -> int:
+    dropped = 0
+    left = count_listed(words, ZONE_NORMAL, order, unmovable)
+    while left > 0 and dropped < wanted:
+        lock(words)
+        done = purge_list_locked(words, order, unmovable, wanted - dropped, split)
+        unlock(words)
+        dropped += done & 0xFFFFFFFF
+        left -= done >> 32
+        if done == 0:
+            break
     return dropped
 
 
@@ -264,15 +287,9 @@ def purge(words: Words, wanted: int, lowest: int, split: int) -> int:
     """The same, the lock held for one bounded step at a time."""
     dropped = 0
     for order in range(words[H_MAX_ORDER], lowest - 1, -1):
-        left = words[zone_at(ZONE_NORMAL) + Z_COUNTS + order] if is_clean(words, order) == 0 else 0
-        while left > 0 and dropped < wanted:
-            lock(words)
-            done = purge_order_locked(words, order, wanted - dropped, split)
-            unlock(words)
-            dropped += done & 0xFFFFFFFF
-            left -= done >> 32
-            if done == 0:
-                break
+        if is_clean(words, order) == 0:
+            dropped += _purge_stepwise(words, order, 0, wanted - dropped, split)
+            dropped += _purge_stepwise(words, order, 1, wanted - dropped, split)
     return dropped
 
 

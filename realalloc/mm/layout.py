@@ -39,6 +39,7 @@ BAD_UNMERGED: Final = -1003
 BAD_PAGE_SUM: Final = -1004
 BAD_PAGE_STATE: Final = -1005
 BAD_COMMITTED: Final = -1006
+BAD_PAGE_BLOCK: Final = -1007
 BAD_SLAB_COUNT: Final = -1011
 BAD_SLAB_LIST: Final = -1012
 BAD_SLAB_MAP: Final = -1013
@@ -106,6 +107,7 @@ H_BUDGETS: Final = 44  # word index of the youngest budget, 0 for none
 H_FREE_BUDGETS: Final = 45  # list of descriptors without a budget
 H_NR_CLASSES: Final = 46  # kmalloc caches of a zone
 H_BELL: Final = 47  # address of what kswapd sleeps on, 0 if it does not serve this arena; it belongs to the process
+H_MOBILITY: Final = 48  # word index of what groups pages by lifetime
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1
@@ -162,6 +164,15 @@ Y_CLEAN: Final = 13  # a bit for each order none of whose free blocks has memory
 Y_BACKLOG: Final = 16  # purgeable pages that came in each of the last epochs, the youngest first
 DECAY_EPOCHS: Final = 16
 DECAY_WORDS: Final = Y_BACKLOG + DECAY_EPOCHS
+
+# -- pages grouped by lifetime: a record a zone, then a word a page block -----------------------------------------------
+M_ORDER: Final = 0  # of page blocks; 0: this zone is not grouped
+M_HEADS: Final = 1  # list heads by order, of free blocks in UNMOVABLE page blocks; the others are at Z_HEADS
+M_COUNTS: Final = M_HEADS + HUGE_ORDER  # blocks on each of these lists; Z_COUNTS counts them too
+M_WORDS: Final = M_COUNTS + HUGE_ORDER
+M_BLOCKS: Final = 2 * M_WORDS  # by page block: its unmovable pages, with M_PINNED where it is not wholly of one zone
+M_PINNED: Final = 1 << 32
+MIN_PAGE_BLOCKS: Final = 16  # zones of fewer are not grouped
 
 # -- kmalloc class table --------------------------------------------------------------------------------------------
 KMALLOC_SIZES: Final = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)  # the kernel's
@@ -484,7 +495,7 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert DECAY + DECAY_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_BELL < ZONES
+assert H_MOBILITY < ZONES
 assert Z_WAKES < Z_HEADS
 assert B_COUNTS + CHARGE_KINDS <= B_BYTES
 assert B_BYTES + CHARGE_KINDS <= B_NAME
@@ -515,6 +526,7 @@ class Plan(NamedTuple):
     caches: int
     resmap: int
     hugemap: int
+    mobility: int
     vmap: int
     meta_pages: int
     dma_end_pfn: int
@@ -547,13 +559,15 @@ def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | Non
     caches = MEMMAP + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES) * PAGE_WORDS
     resmap = caches + _pages(max_caches * CACHE_WORDS * WORD_BYTES) * PAGE_WORDS
     hugemap = resmap + (end_pfn >> 6) + 1  # a five hundredth of the resident map: it ends that one's last page
-    vmap = resmap + _pages((hugemap - resmap + (end_pfn >> HUGE_ORDER + 6) + 1) * WORD_BYTES) * PAGE_WORDS
+    mobility = hugemap + (end_pfn >> HUGE_ORDER + 6) + 1
+    page_blocks = (end_pfn >> min(HUGE_ORDER, max_order)) + 1 if max_order > MAX_SLAB_ORDER else 0
+    vmap = resmap + _pages((mobility - resmap + M_BLOCKS + page_blocks) * WORD_BYTES) * PAGE_WORDS
     meta_pages = vmap // PAGE_WORDS + _pages(granules * AREA_WORDS * WORD_BYTES)
     dma_end = meta_pages + _pages(dma_bytes)
     limit_pages = end_pfn if limit_bytes is None else limit_bytes >> PAGE_SHIFT
     return Plan(
-        end_pfn, max_order, max_caches, caches, resmap, hugemap, vmap, meta_pages, dma_end, limit_pages,
-        window_start, granules, window_start + granules * GRANULE_BYTES,
+        end_pfn, max_order, max_caches, caches, resmap, hugemap, mobility, vmap, meta_pages, dma_end,
+        limit_pages, window_start, granules, window_start + granules * GRANULE_BYTES,
     )  # fmt: skip
 
 
@@ -564,6 +578,17 @@ def _format_zone(words: Words, zone: int, start_pfn: int, end_pfn: int) -> None:
     words[at + Z_FRONTIER_PFN] = start_pfn
 
 
+def _format_groups(words: Words, made: Plan, zone: int, start_pfn: int, end_pfn: int) -> None:
+    """Group the pages of a zone that has page blocks enough (kernel: page_group_by_mobility_disabled)."""
+    order = min(HUGE_ORDER, made.max_order)
+    if order <= MAX_SLAB_ORDER or (end_pfn >> order) - (start_pfn + (1 << order) - 1 >> order) < MIN_PAGE_BLOCKS:
+        return
+    words[made.mobility + zone * M_WORDS + M_ORDER] = order
+    for pfn in (start_pfn, end_pfn):
+        if pfn & (1 << order) - 1 != 0 and pfn < made.end_pfn:  # the last one merges with nothing, but is of one zone
+            words[made.mobility + M_BLOCKS + (pfn >> order)] = M_PINNED
+
+
 def format_words(words: Words, made: Plan, huge: int) -> None:
     """Write the header of a fresh (all zero) range. Caches are made afterwards, by ``kmalloc.create_classes``."""
     words[H_TOTAL_WORDS] = made.total_bytes // WORD_BYTES
@@ -572,6 +597,7 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     words[H_CACHES] = made.caches
     words[H_RESMAP] = made.resmap
     words[H_HUGEMAP] = made.hugemap
+    words[H_MOBILITY] = made.mobility
     words[H_MAX_CACHES] = made.max_caches
     words[H_VMAP] = made.vmap
     words[H_VM_START_BYTES] = made.window_start_bytes
@@ -584,6 +610,8 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     words[DECAY + Y_NS] = -1
     _format_zone(words, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn)
     _format_zone(words, ZONE_DMA, made.meta_pages, made.dma_end_pfn)
+    _format_groups(words, made, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn)
+    _format_groups(words, made, ZONE_DMA, made.meta_pages, made.dma_end_pfn)
     if huge == HUGE_ALWAYS:  # the map says what differs: units that are not whole pages of zone NORMAL
         for unit in range((made.dma_end_pfn + HUGE_PAGES - 1) >> HUGE_ORDER):
             words[made.hugemap + (unit >> 6)] |= _bit(unit & 63)

@@ -139,7 +139,7 @@ def _take_run(words: Words, zone: int, pages: int) -> int:
     """Take contiguous pages off the free lists; return the first pfn or 0."""
     order = order_of_pages(pages)
     if order <= words[H_MAX_ORDER]:  # alloc_pages_exact: the tail of a block goes back
-        pfn = take_block_locked(words, zone, order)
+        pfn = take_block_locked(words, zone, order, 0)
         if pfn != 0:
             insert_span_locked(words, zone, pfn + pages, (1 << order) - pages)
             return pfn

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import ctz
-from realalloc.mm.buddy import free_pages_total, list_remove
+from realalloc.mm.buddy import free_pages_total, list_remove, reach_page_block
 from realalloc.mm.commit import drop_locked, small_dirty
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
@@ -144,7 +144,8 @@ def _last_free_block(words: Words, zone: int) -> int:
 
 @entry
 def retreat(words: Words, zone: int) -> int:
-    """Lower a zone's frontier over free blocks that hold no memory, and drop the memmap behind it; return its pfn.
+    """Lower a zone's frontier over free blocks that hold no memory, by page blocks where pages are grouped, and drop the
+    memmap behind it; return its pfn.
 
     Only for the last zone: the memmap behind its frontier describes nothing.
     """
@@ -157,6 +158,7 @@ def retreat(words: Words, zone: int) -> int:
         words[z + Z_FREE_PAGES] -= 1 << order
         words[z + Z_FRONTIER_PFN] = pfn
         pfn = _last_free_block(words, zone)
+    reach_page_block(words, zone)
     frontier = words[z + Z_FRONTIER_PFN]
     begin = (page_at(frontier) + PAGE_WORDS - 1) // PAGE_WORDS
     end = words[H_CACHES] // PAGE_WORDS  # of the memmap

@@ -28,7 +28,7 @@ from realalloc.mm.commit import (
     drop_locked,
     purge,
     purge_locked,
-    purge_order_locked,
+    purge_list_locked,
     set_limit,
 )
 from realalloc.mm.layout import (
@@ -50,6 +50,7 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
+from realalloc.mm.mobility import ungroup
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
 from realalloc.mm.vmalloc import vfree_locked, vmalloc_locked
 
@@ -205,6 +206,7 @@ def test_blocks_below_the_lowest_order_keep_their_memory() -> None:
 
 def test_a_step_is_bounded_and_what_was_looked_at_goes_to_the_end() -> None:
     raw = RawArena(16 * MIB, 4, sheaves=False)
+    ungroup(raw.words)  # one list of an order
     blocks = []
     while (pfn := take(raw, 0)) > 0:
         blocks.append(pfn)
@@ -214,7 +216,7 @@ def test_a_step_is_bounded_and_what_was_looked_at_goes_to_the_end() -> None:
     before = len(dirty_pages(raw))
     seen = gone = 0
     while gone < before:
-        done = int(purge_order_locked(raw.words, 0, ALL, 0))
+        done = int(purge_list_locked(raw.words, 0, 0, ALL, 0))
         assert 0 < done & 0xFFFFFFFF <= DROP_PAGES
         assert done >> 32 <= LOOKS
         seen += done >> 32
