@@ -1,11 +1,11 @@
 """``python -m bench [--smoke] [--json FILE]``, ``python -m bench natives [--rss] [--traces DIR] [--only NAME]``,
-``python -m bench lab``, ``network``, ``numpy``, ``pools`` or ``reclaim``, and ``python -m bench soak [--seconds N]
-[--threads 2]``.
+``python -m bench fragmentation``, ``lab``, ``network``, ``numpy``, ``pools`` or ``reclaim``, and
+``python -m bench soak [--seconds N] [--threads 2]``.
 
 Alone: Python's side and start-up. ``network``: echo servers, each in a process. ``natives``: jitted code against native
 allocators. ``numpy``: arrays and pipelines in an arena (``bench.numpy_arrays``, ``bench.numpy_pipelines``). ``lab``: what
-measuring costs. ``soak``: threads, forks and checks, for correctness only; it exits with 1 if anything was wrong. The smoke
-sizes of all but the network run in CI, so that nothing here rots.
+measuring costs. ``fragmentation``: where slabs lie. ``soak``: threads, forks and checks, for correctness only; it exits with 1
+if anything was wrong. The smoke sizes of all but the network run in CI, so that nothing here rots.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 
 from bench import numpy_arrays, numpy_pipelines
 from bench.blocks import big, small
+from bench.fragmentation import fragmentation
 from bench.lab import lab
 from bench.measure import report, save
 from bench.network import network
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "part",
         nargs="?",
-        choices=["lab", "natives", "network", "numpy", "pools", "reclaim", "soak"],
+        choices=["fragmentation", "lab", "natives", "network", "numpy", "pools", "reclaim", "soak"],
         help="what to run",
     )
     parser.add_argument("--smoke", action="store_true", help="small sizes: does it run? alone, all parts")
@@ -65,6 +66,8 @@ def main() -> None:
         results += pools(smoke=smoke)
     if options.part == "reclaim" or (smoke and options.part is None):
         results += reclaim(smoke=smoke)
+    if options.part == "fragmentation" or (smoke and options.part is None):
+        results += fragmentation(smoke=smoke)
     if options.part == "numpy" or (smoke and options.part is None):
         results += [*numpy_arrays.rows(smoke=smoke), *numpy_pipelines.rows(smoke=smoke)]
     if options.part == "lab" or (smoke and options.part is None):

@@ -9,7 +9,16 @@ from realalloc import fragmentation
 from realalloc.mm import layout as at
 from realalloc.mm.jit import Words
 from realalloc.views import cache_stats, caches, stats
-from realalloc.zones import PAGE, ZONE_NAMES, free_blocks, zone_free_pages, zone_pages, zone_words
+from realalloc.zones import (
+    PAGE,
+    ZONE_NAMES,
+    free_blocks,
+    page_blocks,
+    unmovable_blocks,
+    zone_free_pages,
+    zone_pages,
+    zone_words,
+)
 
 ORDERS_SHOWN = 11
 
@@ -24,23 +33,27 @@ def buddyinfo(words: Words) -> str:
     return "".join(lines)
 
 
+def _type_line(zone: int, name: str, counts: list[int]) -> str:
+    columns = "".join(f"{'>' if count >= 100000 else ''}{min(count, 100000):6d} " for count in counts)
+    return f"Node {0:4d}, zone {ZONE_NAMES[zone]:>8}, type {name:>12} {columns}\n"
+
+
 def pagetypeinfo(words: Words) -> str:
-    """Free blocks by migrate type, as /proc/pagetypeinfo. Every page here is Unmovable: nothing can be migrated."""
+    """Free blocks by migrate type, as /proc/pagetypeinfo. Where a zone is too small to be grouped all is Unmovable."""
     block_order = min(at.HUGE_ORDER, int(words[at.H_MAX_ORDER]))
     orders = max(ORDERS_SHOWN, int(words[at.H_MAX_ORDER]) + 1)
     text = f"Page block order: {block_order}\nPages per block:  {1 << block_order}\n\n"
     text += f"{'Free pages count per migrate type at order':<43} " + "".join(f"{k:6d} " for k in range(orders)) + "\n"
     rows = range(int(words[at.H_NR_ZONES]) - 1, -1, -1)
     for zone in rows:
-        counts = free_blocks(words, zone)
-        counts += [0] * (orders - len(counts))
-        text += f"Node {0:4d}, zone {ZONE_NAMES[zone]:>8}, type {'Unmovable':>12} "
-        text += "".join(f"{'>' if count >= 100000 else ''}{min(count, 100000):6d} " for count in counts) + "\n"
-    text += f"\n{'Number of blocks type ':<23}{'Unmovable':>12} \n"
+        own = unmovable_blocks(words, zone)
+        others = [every - mine for every, mine in zip(free_blocks(words, zone), own, strict=True)]
+        more = [0] * (orders - len(own))
+        text += _type_line(zone, "Unmovable", own + more) + _type_line(zone, "Movable", others + more)
+    text += f"\n{'Number of blocks type ':<23}{'Unmovable':>12} {'Movable':>12} \n"
     for zone in rows:
-        z = zone_words(words, zone)
-        blocks = -(-(z[at.Z_END_PFN] - z[at.Z_START_PFN]) >> block_order)
-        text += f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {max(1, -blocks if blocks < 0 else blocks):12d} \n"
+        unmovable, movable = page_blocks(words, zone)
+        text += f"Node {0:d}, zone {ZONE_NAMES[zone]:>8} {unmovable:12d} {movable:12d} \n"
     return text
 
 

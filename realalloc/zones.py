@@ -5,6 +5,8 @@ Reads words without the lock: each number is right, numbers of one look may be a
 
 from __future__ import annotations
 
+import numpy as np
+
 from realalloc import fragmentation
 from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
@@ -82,6 +84,43 @@ def free_blocks(words: Words, zone: int) -> list[int]:
         counts[order] += many
         pfn += many << order
     return counts
+
+
+def _is_unmovable(words: Words, order: int, pfn: int, whole: int) -> bool:
+    return order < whole and int(words[int(words[at.H_MOBILITY]) + at.M_BLOCKS + (pfn >> whole)]) != 0
+
+
+def unmovable_blocks(words: Words, zone: int) -> list[int]:
+    """Count those of :func:`free_blocks` that lie in UNMOVABLE page blocks: all of them where a zone is not grouped."""
+    groups = int(words[at.H_MOBILITY]) + zone * at.M_WORDS
+    whole = int(words[groups + at.M_ORDER])
+    if whole == 0:
+        return free_blocks(words, zone)
+    counts = [int(count) for count in words[groups + at.M_COUNTS : groups + at.M_COUNTS + whole]]
+    counts += [0] * (int(words[at.H_MAX_ORDER]) + 1 - whole)
+    z = zone_words(words, zone)
+    pfn, limit = z[at.Z_FRONTIER_PFN], z[at.Z_END_PFN]
+    while pfn < limit and (order := _free_before(words, z[at.Z_START_PFN], pfn, int(words[at.H_MAX_ORDER]))) >= 0:
+        pfn -= 1 << order
+        counts[order] -= _is_unmovable(words, order, pfn, whole)
+    while pfn < limit and (order := min((pfn & -pfn).bit_length(), (limit - pfn).bit_length()) - 1) < whole:
+        counts[order] += _is_unmovable(words, order, pfn, whole)
+        pfn += 1 << order
+    return counts
+
+
+def page_blocks(words: Words, zone: int) -> tuple[int, int]:
+    """Count UNMOVABLE and MOVABLE page blocks, those at a zone's borders included."""
+    whole = int(words[int(words[at.H_MOBILITY]) + zone * at.M_WORDS + at.M_ORDER])
+    order = whole or min(at.HUGE_ORDER, int(words[at.H_MAX_ORDER]))
+    z = zone_words(words, zone)
+    first, behind = z[at.Z_START_PFN] >> order, -(-z[at.Z_END_PFN] >> order)
+    if whole == 0:
+        return behind - first, 0
+    blocks = int(words[at.H_MOBILITY]) + at.M_BLOCKS
+    reached = -(-z[at.Z_FRONTIER_PFN] >> order)
+    unmovable = int(np.count_nonzero(words[blocks + first : blocks + max(reached, first + 1)]))
+    return unmovable, behind - first - unmovable
 
 
 def largest_free(words: Words, zone: int) -> int:

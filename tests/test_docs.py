@@ -28,9 +28,9 @@ FENCE = re.compile(
     r"^(?P<skip><!-- not run: .+ -->\n+)?```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 # Names of layout.py that docs/memory-layout.md must explain.
-EXPLAINED = re.compile(r"(H|Z|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|B|BACKING|ZONE|HUGE|Y|PSI|TRG)_[A-Z0-9_]+")
+EXPLAINED = re.compile(r"(H|Z|M|C|CF|PG|KIND|PAGE|CACHE|V|AREA|P|B|BACKING|ZONE|HUGE|Y|PSI|TRG)_[A-Z0-9_]+")
 NOT_FIELDS = {"PAGE_SHIFT", "PAGE_BYTES", "PAGE_WORDS", "CACHE_WORDS", "CACHE_NAME_BYTES", "ZONE_WORDS"}
-NOT_FIELDS |= {"CACHE_SHIFT", "CACHE_MASK", "ZONE_SHIFT", "ZONE_MASK"}
+NOT_FIELDS |= {"M_WORDS", "CACHE_SHIFT", "CACHE_MASK", "ZONE_SHIFT", "ZONE_MASK"}
 
 
 class Snippet(NamedTuple):
@@ -171,5 +171,5 @@ def test_every_broken_invariant_is_explained() -> None:
 
 def test_only_names_that_exist_are_quoted() -> None:
     """A quoted name that looks like one of layout.py is one."""
-    quoted = set(re.findall(r"`((?:H|Z|Y|C|CF|PG|KIND|V|AREA|P|B|BAD|BACKING)_[A-Z0-9_]+)`", everything()))
+    quoted = set(re.findall(r"`((?:H|Z|M|Y|C|CF|PG|KIND|V|AREA|P|B|BAD|BACKING)_[A-Z0-9_]+)`", everything()))
     assert sorted(name for name in quoted if not hasattr(layout, name)) == []

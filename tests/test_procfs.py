@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from checks import eat_everything
@@ -10,6 +11,7 @@ from support import MIB, PAGE
 import realalloc as ra
 from realalloc.views import INTERNAL
 
+TYPE_LINE = re.compile(r"Node    0, zone ([ \w]{8}), type ([ \w]{12}) ((?:>?[ \d]{6} )+)\n")
 BUDDY_LINE = re.compile(r"Node 0, zone ( *\w+) ((?:[ \d]{5}\d )+)\n")
 SLAB_LINE = re.compile(
     r"(\S+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) : tunables +0 +0 +0 : slabdata +(\d+) +(\d+) +(\d+)\n"
@@ -76,17 +78,51 @@ def test_pagetypeinfo_parses_as_the_kernels_and_agrees_with_buddyinfo(busy: ra.A
         lines[3]
         == f"{'Free pages count per migrate type at order':<43} " + "".join(f"{k:6d} " for k in range(orders)) + "\n"
     )
-    for line, (zone, counts) in zip(lines[4:], zones.items(), strict=False):
-        assert (
-            line == f"Node    0, zone {zone:>8}, type {'Unmovable':>12} " + "".join(f"{n:6d} " for n in counts) + "\n"
-        )
-    rest = lines[4 + len(zones) :]
-    assert rest[0] == "\n" and rest[1] == f"{'Number of blocks type ':<23}{'Unmovable':>12} \n"
-    blocks = [re.fullmatch(r"Node 0, zone ([ \w]{8}) ([ \d]{12}) \n", line) for line in rest[2:]]
+    rows = [TYPE_LINE.fullmatch(line) for line in lines[4 : 4 + 2 * len(zones)]]
+    assert [(row[1].strip(), row[2].strip()) for row in rows if row] == list(
+        itertools.product(zones, ("Unmovable", "Movable"))
+    )
+    for unmovable, movable, counts in zip(rows[::2], rows[1::2], zones.values(), strict=True):
+        pairs = zip(unmovable[3].split(), movable[3].split(), strict=True)
+        assert [int(mine) + int(others) for mine, others in pairs] == counts
+    rest = lines[4 + 2 * len(zones) :]
+    assert rest[0] == "\n" and rest[1] == f"{'Number of blocks type ':<23}{'Unmovable':>12} {'Movable':>12} \n"
+    blocks = [re.fullmatch(r"Node 0, zone ([ \w]{8}) ([ \d]{12}) ([ \d]{12}) \n", line) for line in rest[2:]]
     assert [match[1].strip() for match in blocks if match] == list(zones)
     managed = busy.stats().size - busy.stats().metadata
-    total = sum(int(match[2]) for match in blocks if match) * int(pages[1]) * PAGE
-    assert abs(total - managed) <= 2 * int(pages[1]) * PAGE
+    total = sum(int(match[2]) + int(match[3]) for match in blocks if match) * int(pages[1]) * PAGE
+    assert 0 <= total - managed <= 3 * int(pages[1]) * PAGE
+
+
+def types(arena: ra.Arena) -> tuple[list[int], list[int], tuple[int, int]]:
+    """Free blocks of both types and the numbers of page blocks of an arena with one zone."""
+    text = arena.pagetypeinfo()
+    unmovable, movable = ([int(n) for n in match[3].split()] for match in TYPE_LINE.finditer(text))
+    blocks = re.search(r"Node 0, zone   Normal +(\d+) +(\d+) \n$", text)
+    return unmovable, movable, (int(blocks[1]), int(blocks[2]))
+
+
+def test_pagetypeinfo_shows_where_slabs_are() -> None:
+    with ra.Arena(64 * MIB) as arena:
+        _, movable, blocks = types(arena)
+        assert blocks == (1, 31)  # the first page block begins with metadata
+        assert movable[:9] == [0] * 9
+        held = [arena.kmalloc(4096) for _ in range(1000)]
+        large = arena.kmalloc(MIB)
+        unmovable, movable, blocks = types(arena)
+        assert blocks == (3, 29)
+        assert movable[:9] == [0] * 8 + [1]  # the other half of the page block of the large one
+        assert sum(unmovable[:9]) > 0 and unmovable[9:] == [0, 0]
+        held.clear()
+        large.release()
+        arena.trim()
+        assert types(arena)[2] == (1, 31)
+
+
+def test_pagetypeinfo_says_unmovable_where_nothing_is_grouped() -> None:
+    with ra.Arena(MIB) as arena:
+        unmovable, movable, blocks = types(arena)
+        assert sum(unmovable) > 0 and not any(movable) and blocks == (1, 0)
 
 
 def test_pagetypeinfo_marks_counts_that_are_too_long() -> None:

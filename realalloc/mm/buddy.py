@@ -16,13 +16,9 @@ from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.backlog import account_freed
 from realalloc.mm.bits import ctz
 from realalloc.mm.commit import MIN_RUN_ORDER, account_listed, commit_locked, dirty_pages, drop_locked, is_huge
-from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_COMMITTED,
-    BAD_FREE_COUNT,
-    BAD_FREE_LIST,
-    BAD_PAGE_BLOCK,
     BAD_PAGE_STATE,
     BAD_PAGE_SUM,
     BAD_UNMERGED,
@@ -40,17 +36,14 @@ from realalloc.mm.layout import (
     KIND_MASK,
     KIND_NONE,
     KIND_TAIL,
-    MEMMAP,
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
-    PAGE_STRUCT_WORDS,
     PG_INFO,
     PG_LINK,
     Y_LOW,
     Y_NS,
     Z_ALLOCS,
-    Z_COUNTS,
     Z_END_PFN,
     Z_FREE_PAGES,
     Z_FREES,
@@ -61,17 +54,15 @@ from realalloc.mm.layout import (
     ZONE_SHIFT,
 )
 from realalloc.mm.mobility import (
-    count_listed,
     find_foreign,
     find_free,
-    head_for,
-    head_of,
     hold_block,
     is_unmovable,
     list_push,
     list_take,
     page_block_order,
     release_block,
+    validate_lists,
     validate_page_blocks,
 )
 from realalloc.mm.pages import (
@@ -300,37 +291,6 @@ def free_pages_total(words: Words, zone: int) -> int:
 
 
 @kernel
-def _validate_list(words: Words, zone: int, order: int, unmovable: int) -> int:
-    head = head_for(words, zone, order, unmovable)
-    links = MEMMAP + PG_LINK
-    count = count_listed(words, zone, order, unmovable)
-    if count_list(words, head, links, PAGE_STRUCT_WORDS, count) != count:
-        return BAD_FREE_LIST
-    pfn = first(words, head)
-    while pfn != 0:
-        if pfn & ((1 << order) - 1) != 0 or is_free_block(words, zone, pfn, order) == 0:
-            return BAD_FREE_LIST
-        if head_of(words, zone, pfn, order) != head:
-            return BAD_PAGE_BLOCK
-        pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
-    return OK
-
-
-@kernel
-def _validate_lists(words: Words, zone: int) -> int:
-    z = zone_at(zone)
-    listed = 0
-    for order in range(words[H_MAX_ORDER] + 1):
-        status = _validate_list(words, zone, order, 0)
-        if status == OK and order < page_block_order(words, zone):
-            status = _validate_list(words, zone, order, 1)
-        if status != OK:
-            return status
-        listed += words[z + Z_COUNTS + order] << order
-    return OK if listed == words[z + Z_FREE_PAGES] else BAD_FREE_COUNT
-
-
-@kernel
 def _validate_blocks(words: Words, zone: int) -> int:
     """Walk block by block from start to frontier; return allocated pages or a broken invariant."""
     z = zone_at(zone)
@@ -363,7 +323,7 @@ def _validate_blocks(words: Words, zone: int) -> int:
 
 @entry
 def validate_buddy(words: Words) -> int:
-    """Check the three invariants at the head of this file; OK or the broken one."""
+    """Check the invariants at the heads of this file and of mobility.py; OK or the broken one."""
     lock(words)
     allocated = 0
     resident = 0
@@ -371,7 +331,7 @@ def validate_buddy(words: Words) -> int:
     for zone in range(words[H_NR_ZONES]):
         resident += count_resident(words, words[zone_at(zone) + Z_START_PFN], words[zone_at(zone) + Z_FRONTIER_PFN])
         if status == OK:
-            status = _validate_lists(words, zone)
+            status = validate_lists(words, zone)
         if status == OK:
             found = _validate_blocks(words, zone)
             if found < 0:

@@ -1,23 +1,25 @@
 """Pages are grouped by lifetime: slabs and thread records (UNMOVABLE) apart from blocks, runs and areas (MOVABLE).
 
-The first are small and live long, the others come and go whole: one slab page in each page block of 2 MiB, and no 2 MiB are ever
-free again. A page block is UNMOVABLE as long as it has an unmovable page, or is pinned (not wholly of one zone, so it can
-never be free whole); otherwise it is MOVABLE. Free blocks smaller than a page block are on lists by type; larger ones have none.
+The first are small and live long, the others come and go whole: with one slab page in each page block of 2 MiB, none of
+them is ever free again. A page block is UNMOVABLE as long as it has an unmovable page, or is pinned (not wholly of one zone,
+it can never be free whole); otherwise it is MOVABLE. Free blocks below its order are on lists by type; others have none.
 
     UNMOVABLE asks   its own smallest; the largest of MOVABLE, whose page block it claims; a whole page block, listed or fresh
     MOVABLE asks     its own smallest; a whole page block, listed or fresh; the smallest of UNMOVABLE, which stays so
 
 (kernel: __rmqueue, __rmqueue_claim, __rmqueue_steal; it claims by a count of half the page block, and prefers whole ones.)
-Invariant: M_BLOCKS counts the pages of KIND_SLAB and KIND_RECORD in each page block; a free block below the page block's order is
-on the list of the type that this count gives; M_COUNTS counts the UNMOVABLE lists, Z_COUNTS both.
+Invariant: M_BLOCKS counts the pages of KIND_SLAB and KIND_RECORD in each page block; a free block below the page block's
+order is on the list of the type that this count gives; M_COUNTS counts the UNMOVABLE lists, Z_COUNTS both.
 """
 
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.freelist import push_back, push_front, remove
+from realalloc.mm.freelist import count_list, first, next_of, push_back, push_front, remove
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
+    BAD_FREE_COUNT,
+    BAD_FREE_LIST,
     BAD_PAGE_BLOCK,
     H_MAX_ORDER,
     H_META_PAGES,
@@ -38,6 +40,7 @@ from realalloc.mm.layout import (
     PG_LINK,
     Z_COUNTS,
     Z_END_PFN,
+    Z_FREE_PAGES,
     Z_FRONTIER_PFN,
     Z_HEADS,
     Z_START_PFN,
@@ -72,17 +75,9 @@ def _count_at(words: Words, pfn: int, order: int) -> int:
 
 @kernel
 def _is_grouped(words: Words, zone: int, pfn: int, order: int) -> int:
-    """Tell whether a free block's place is on an UNMOVABLE list."""
+    """Tell whether a free block's place is on an UNMOVABLE list, by what is in its page block."""
     whole = page_block_order(words, zone)
     return 1 if order < whole and words[_count_at(words, pfn, whole)] != 0 else 0
-
-
-@kernel
-def head_of(words: Words, zone: int, pfn: int, order: int) -> int:
-    """Return the head of the list that a free block is on, or has to be."""
-    if _is_grouped(words, zone, pfn, order) == 1:
-        return _groups_at(words, zone) + M_HEADS + order
-    return zone_at(zone) + Z_HEADS + order
 
 
 @kernel
@@ -96,6 +91,11 @@ def count_listed(words: Words, zone: int, order: int, unmovable: int) -> int:
     """Count the free blocks of an order on the lists of one type."""
     own = words[_groups_at(words, zone) + M_COUNTS + order] if order < page_block_order(words, zone) else 0
     return own if unmovable == 1 else words[zone_at(zone) + Z_COUNTS + order] - own
+
+
+@kernel
+def _head_of(words: Words, zone: int, pfn: int, order: int) -> int:
+    return head_for(words, zone, order, _is_grouped(words, zone, pfn, order))
 
 
 @kernel
@@ -224,6 +224,39 @@ def ungroup(words: Words) -> int:
         words[groups + M_ORDER] = 0
     unlock(words)
     return OK
+
+
+@kernel
+def _validate_list(words: Words, zone: int, order: int, unmovable: int) -> int:
+    head = head_for(words, zone, order, unmovable)
+    count = count_listed(words, zone, order, unmovable)
+    z = zone_at(zone)
+    if count_list(words, head, LINKS, PAGE_STRUCT_WORDS, count) != count:
+        return BAD_FREE_LIST
+    pfn = first(words, head)
+    while pfn != 0:
+        if pfn & ((1 << order) - 1) != 0 or kind_of(words, pfn) != KIND_FREE or order_at(words, pfn) != order:
+            return BAD_FREE_LIST
+        if pfn < words[z + Z_START_PFN] or pfn + (1 << order) > words[z + Z_FRONTIER_PFN]:
+            return BAD_FREE_LIST
+        if _head_of(words, zone, pfn, order) != head:
+            return BAD_PAGE_BLOCK
+        pfn = next_of(words, LINKS, PAGE_STRUCT_WORDS, pfn)
+    return OK
+
+
+@kernel
+def validate_lists(words: Words, zone: int) -> int:
+    """Check the lists of both types, and that they add up to the zone's free pages; OK or the broken invariant."""
+    listed = 0
+    for order in range(words[H_MAX_ORDER] + 1):
+        status = _validate_list(words, zone, order, 0)
+        if status == OK and order < page_block_order(words, zone):
+            status = _validate_list(words, zone, order, 1)
+        if status != OK:
+            return status
+        listed += words[zone_at(zone) + Z_COUNTS + order] << order
+    return OK if listed == words[zone_at(zone) + Z_FREE_PAGES] else BAD_FREE_COUNT
 
 
 @kernel

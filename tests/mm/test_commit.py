@@ -27,8 +27,8 @@ from realalloc.mm.commit import (
     MIN_RUN_ORDER,
     drop_locked,
     purge,
-    purge_locked,
     purge_list_locked,
+    purge_locked,
     set_limit,
 )
 from realalloc.mm.layout import (

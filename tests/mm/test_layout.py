@@ -57,6 +57,10 @@ def test_tables_follow_each_other_without_overlap(size: int, max_order: int, dma
         made.vmap + made.granules * layout.AREA_WORDS,
     ]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=True))
+    assert made.resmap + -(-made.end_pfn // 64) <= made.hugemap
+    assert made.hugemap + -(-made.end_pfn // 64 >> HUGE_ORDER) <= made.mobility
+    blocks = -(-made.end_pfn >> min(HUGE_ORDER, max_order)) if max_order > layout.MAX_SLAB_ORDER else 0
+    assert made.mobility + layout.M_BLOCKS + blocks <= made.vmap
     assert made.meta_pages <= made.dma_end_pfn
     assert made.dma_end_pfn - made.meta_pages == -(-dma // PAGE_BYTES)
     assert made.window_start_bytes >= size
@@ -69,7 +73,7 @@ def test_tables_follow_each_other_without_overlap(size: int, max_order: int, dma
     assert made.end_pfn < 1 << 31 or size > 1 << 43  # page numbers fit the halves of a link
 
 
-@pytest.mark.parametrize("prefix", ["H_", "Z_", "C_", "PG_", "V_", "P_", "B_", "T_", "D_", "S_"])
+@pytest.mark.parametrize("prefix", ["H_", "Z_", "M_", "C_", "PG_", "V_", "P_", "B_", "T_", "D_", "S_"])
 def test_fields_of_a_record_are_all_different(prefix: str) -> None:
     fields = names(prefix)
     if prefix == "D_":  # the link of a record lies in its first descriptor

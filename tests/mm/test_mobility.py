@@ -179,7 +179,7 @@ def test_every_mixture_of_three_page_blocks_is_served_by_the_best_choice(order: 
         if got:
             zone.free(got)
         for begin in blocks:  # full again
-            for pfn in [pfn for pfn in zone.blocks if begin <= pfn < begin + WHOLE and zone.blocks[pfn][1] == KIND_SLAB]:
+            for pfn in [pfn for pfn in range(begin, begin + WHOLE) if zone.blocks.get(pfn, (0, 0))[1] == KIND_SLAB]:
                 zone.free(pfn)
         while zone.alloc(0, KIND_PAGES):
             pass
@@ -361,7 +361,8 @@ def test_slabs_lie_together_and_large_blocks_leave_whole_page_blocks(huge: int) 
 
 
 def test_small_zones_and_small_blocks_are_not_grouped() -> None:
-    for size, max_order, order in ((MIB, ORDER, 0), (2 * MIB, 3, 0), (ROOM, ORDER, ORDER), (16 * MIB, 10, 0), (64 * MIB, 10, 9)):
+    cases = ((MIB, ORDER, 0), (2 * MIB, 3, 0), (ROOM, ORDER, ORDER), (16 * MIB, 10, 0), (64 * MIB, 10, 9))
+    for size, max_order, order in cases:
         raw = RawArena(size, max_order)
         assert groups(raw, M_ORDER) == order
         blocks = zone_word(raw, 0, Z_END_PFN) // WHOLE - -(-zone_word(raw, 0, Z_START_PFN) // WHOLE)
