@@ -135,7 +135,9 @@ def free_blocks(raw: RawArena, zone: int = ZONE_NORMAL) -> set[tuple[int, int]]:
     groups = int(raw.words[H_MOBILITY]) + zone * M_WORDS
     for order in range(int(raw.words[H_MAX_ORDER]) + 1):
         count = 0
-        heads = [ZONES + zone * ZONE_WORDS + Z_HEADS] + [groups + M_HEADS] * (order < raw.words[groups + M_ORDER])
+        heads = [ZONES + zone * ZONE_WORDS + Z_HEADS]
+        if order < raw.words[groups + M_ORDER]:
+            heads.append(groups + M_HEADS)
         for head in heads:
             pfn = int(raw.words[head + order]) >> 32
             while pfn != 0:
