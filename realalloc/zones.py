@@ -93,7 +93,7 @@ def _is_unmovable(words: Words, order: int, pfn: int, whole: int) -> bool:
 def unmovable_blocks(words: Words, zone: int) -> list[int]:
     """Count those of :func:`free_blocks` that lie in UNMOVABLE page blocks: all of them where a zone is not grouped."""
     groups = int(words[at.H_MOBILITY]) + zone * at.M_WORDS
-    whole = int(words[groups + at.M_ORDER])
+    whole = zone_words(words, zone)[at.Z_PAGE_BLOCK_ORDER]
     if whole == 0:
         return free_blocks(words, zone)
     counts = [int(count) for count in words[groups + at.M_COUNTS : groups + at.M_COUNTS + whole]]
@@ -111,7 +111,7 @@ def unmovable_blocks(words: Words, zone: int) -> list[int]:
 
 def page_blocks(words: Words, zone: int) -> tuple[int, int]:
     """Count UNMOVABLE and MOVABLE page blocks, those at a zone's borders included."""
-    whole = int(words[int(words[at.H_MOBILITY]) + zone * at.M_WORDS + at.M_ORDER])
+    whole = zone_words(words, zone)[at.Z_PAGE_BLOCK_ORDER]
     order = whole or min(at.HUGE_ORDER, int(words[at.H_MAX_ORDER]))
     z = zone_words(words, zone)
     first, behind = z[at.Z_START_PFN] >> order, -(-z[at.Z_END_PFN] >> order)

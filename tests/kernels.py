@@ -54,7 +54,6 @@ from realalloc.mm.layout import (
     KIND_RUN,
     KMALLOC_SIZES,
     M_HEADS,
-    M_ORDER,
     M_WORDS,
     MEMMAP,
     NULL_RECORD,
@@ -86,6 +85,7 @@ from realalloc.mm.layout import (
     Z_FREE_PAGES,
     Z_FRONTIER_PFN,
     Z_HEADS,
+    Z_PAGE_BLOCK_ORDER,
     Z_START_PFN,
     ZONE_NORMAL,
     ZONE_WORDS,
@@ -136,7 +136,7 @@ def free_blocks(raw: RawArena, zone: int = ZONE_NORMAL) -> set[tuple[int, int]]:
     for order in range(int(raw.words[H_MAX_ORDER]) + 1):
         count = 0
         heads = [ZONES + zone * ZONE_WORDS + Z_HEADS]
-        if order < raw.words[groups + M_ORDER]:
+        if order < raw.words[ZONES + zone * ZONE_WORDS + Z_PAGE_BLOCK_ORDER]:
             heads.append(groups + M_HEADS)
         for head in heads:
             pfn = int(raw.words[head + order]) >> 32

@@ -128,6 +128,7 @@ ZONE_WORDS: Final = 64
 Z_START_PFN: Final = 0
 Z_END_PFN: Final = 1
 Z_FRONTIER_PFN: Final = 2  # pages behind it were never reached; implicitly free
+Z_PAGE_BLOCK_ORDER: Final = 3  # of what is grouped by lifetime; 0: this zone is not
 Z_FREE_PAGES: Final = 4  # pages on the free lists:  start + listed free + allocated = frontier
 Z_ALLOCS: Final = 5
 Z_FREES: Final = 6
@@ -166,8 +167,7 @@ DECAY_EPOCHS: Final = 16
 DECAY_WORDS: Final = Y_BACKLOG + DECAY_EPOCHS
 
 # -- pages grouped by lifetime: a record a zone, then a word a page block -----------------------------------------------
-M_ORDER: Final = 0  # of page blocks; 0: this zone is not grouped
-M_HEADS: Final = 1  # list heads by order, of free blocks in UNMOVABLE page blocks; the others are at Z_HEADS
+M_HEADS: Final = 0  # list heads by order, of free blocks in UNMOVABLE page blocks; the others are at Z_HEADS
 M_COUNTS: Final = M_HEADS + HUGE_ORDER  # blocks on each of these lists; Z_COUNTS counts them too
 M_WORDS: Final = M_COUNTS + HUGE_ORDER
 M_BLOCKS: Final = 2 * M_WORDS  # by page block: its unmovable pages, with M_PINNED where it is not wholly of one zone
@@ -583,7 +583,7 @@ def _format_groups(words: Words, made: Plan, zone: int, start_pfn: int, end_pfn:
     order = min(HUGE_ORDER, made.max_order)
     if order <= MAX_SLAB_ORDER or (end_pfn >> order) - (start_pfn + (1 << order) - 1 >> order) < MIN_PAGE_BLOCKS:
         return
-    words[made.mobility + zone * M_WORDS + M_ORDER] = order
+    words[ZONES + zone * ZONE_WORDS + Z_PAGE_BLOCK_ORDER] = order
     for pfn in (start_pfn, end_pfn):
         if pfn & (1 << order) - 1 != 0 and pfn < made.end_pfn:  # the last one merges with nothing, but is of one zone
             words[made.mobility + M_BLOCKS + (pfn >> order)] = M_PINNED

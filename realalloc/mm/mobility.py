@@ -31,7 +31,6 @@ from realalloc.mm.layout import (
     M_BLOCKS,
     M_COUNTS,
     M_HEADS,
-    M_ORDER,
     M_PINNED,
     M_WORDS,
     MEMMAP,
@@ -43,6 +42,7 @@ from realalloc.mm.layout import (
     Z_FREE_PAGES,
     Z_FRONTIER_PFN,
     Z_HEADS,
+    Z_PAGE_BLOCK_ORDER,
     Z_START_PFN,
     ZONE_NORMAL,
 )
@@ -65,7 +65,7 @@ def _groups_at(words: Words, zone: int) -> int:
 @kernel
 def page_block_order(words: Words, zone: int) -> int:
     """Return the order of a zone's page blocks, 0 if it is not grouped."""
-    return words[_groups_at(words, zone) + M_ORDER]
+    return words[zone_at(zone) + Z_PAGE_BLOCK_ORDER]
 
 
 @kernel
@@ -215,13 +215,13 @@ def ungroup(words: Words) -> int:
     lock(words)
     for zone in range(words[H_NR_ZONES]):
         groups = _groups_at(words, zone)
-        for order in range(words[groups + M_ORDER]):
+        for order in range(page_block_order(words, zone)):
             while words[groups + M_HEADS + order] != 0:
                 pfn = words[groups + M_HEADS + order] >> 32
                 remove(words, groups + M_HEADS + order, LINKS, PAGE_STRUCT_WORDS, pfn)
                 push_back(words, zone_at(zone) + Z_HEADS + order, LINKS, PAGE_STRUCT_WORDS, pfn)
             words[groups + M_COUNTS + order] = 0
-        words[groups + M_ORDER] = 0
+        words[zone_at(zone) + Z_PAGE_BLOCK_ORDER] = 0
     unlock(words)
     return OK
 

@@ -31,12 +31,12 @@ from realalloc.mm.layout import (
     M_BLOCKS,
     M_COUNTS,
     M_HEADS,
-    M_ORDER,
     M_PINNED,
     M_WORDS,
     MIN_PAGE_BLOCKS,
     Z_END_PFN,
     Z_FRONTIER_PFN,
+    Z_PAGE_BLOCK_ORDER,
     Z_START_PFN,
     ZONE_DMA,
     ZONE_NORMAL,
@@ -144,7 +144,7 @@ class Zone:
 
 def zone_of_blocks(max_order: int = ORDER, **how) -> Zone:
     raw = RawArena(ROOM, max_order, sheaves=False, **how)
-    assert groups(raw, M_ORDER) == ORDER
+    assert zone_word(raw, ZONE_NORMAL, Z_PAGE_BLOCK_ORDER) == ORDER
     return Zone(raw)
 
 
@@ -364,7 +364,7 @@ def test_small_zones_and_small_blocks_are_not_grouped() -> None:
     cases = ((MIB, ORDER, 0), (2 * MIB, 3, 0), (ROOM, ORDER, ORDER), (16 * MIB, 10, 0), (64 * MIB, 10, 9))
     for size, max_order, order in cases:
         raw = RawArena(size, max_order)
-        assert groups(raw, M_ORDER) == order
+        assert zone_word(raw, ZONE_NORMAL, Z_PAGE_BLOCK_ORDER) == order
         blocks = zone_word(raw, 0, Z_END_PFN) // WHOLE - -(-zone_word(raw, 0, Z_START_PFN) // WHOLE)
         assert order != ORDER or blocks >= MIN_PAGE_BLOCKS
         slab = [int(kmalloc(raw.words, 4096, 0)) for _ in range(30)]
@@ -378,8 +378,8 @@ def test_small_zones_and_small_blocks_are_not_grouped() -> None:
 def test_a_page_block_of_two_zones_is_pinned(dma_pages: int) -> None:
     raw = RawArena(3 * MIB, ORDER, dma=dma_pages * PAGE, sheaves=False)
     border = zone_word(raw, ZONE_NORMAL, Z_START_PFN)
-    assert groups(raw, M_ORDER) == ORDER
-    assert groups(raw, M_ORDER, ZONE_DMA) == (ORDER if dma_pages >= 300 else 0)
+    assert zone_word(raw, ZONE_NORMAL, Z_PAGE_BLOCK_ORDER) == ORDER
+    assert zone_word(raw, ZONE_DMA, Z_PAGE_BLOCK_ORDER) == (ORDER if dma_pages >= 300 else 0)
     shared = border % WHOLE != 0
     assert raw.words[raw.words[H_MOBILITY] + M_BLOCKS + (border >> ORDER)] == (M_PINNED if shared else 0)
     assert raw.words[H_META_PAGES] + dma_pages == border
