@@ -323,11 +323,11 @@ def test_without_kswapd_who_frees_gives_back() -> None:
         before = arena.stats().committed
         assert before > 15 * MIB
         deadline = time.monotonic() + WAIT_S
-        while arena.stats().committed > 3 * MIB and time.monotonic() < deadline:
+        while arena.stats().committed > 4 * MIB and time.monotonic() < deadline:
             time.sleep(0.005)
             fill(arena.alloc_pages(7).view)
             fill(arena.vmalloc(MIB))
-        assert arena.stats().committed <= 3 * MIB
+        assert arena.stats().committed <= 4 * MIB  # what comes and goes is kept
         assert arena.stats().decayed > 10 * MIB
         arena.validate()
         assert arena.residency().stray == 0

@@ -111,7 +111,7 @@ def may_take(words: Words, zone: int, pages: int, gfp: int) -> int:
 @kernel
 def get_block_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
     """Allocate a block if its flags may go so low; its pfn or ENOMEM (kernel: get_page_from_freelist)."""
-    if may_take(words, zone, 1 << order, gfp) == 0:
+    if order > words[H_MAX_ORDER] or may_take(words, zone, 1 << order, gfp) == 0:
         return ENOMEM
     return alloc_block_locked(words, zone, order, kind, gfp & GFP_ZERO_BIT)
 
