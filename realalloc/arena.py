@@ -39,7 +39,7 @@ from realalloc.lease.blocks import (
 )
 from realalloc.lease.cfunctions import CFunctions
 from realalloc.lease.shelf import take_down_shelves
-from realalloc.mm import layout
+from realalloc.mm import geometry, layout
 from realalloc.mm.buddy import validate_buddy
 from realalloc.mm.budget import validate_budgets
 from realalloc.mm.decay import serve, set_decay
@@ -126,7 +126,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
         bound = None if limit is None else as_bytes(limit, "limit", layout.PAGE_BYTES)
         decay_ns = as_decay_ns(decay)
         reserve = as_min_free(min_free)
-        plan = layout.plan(nbytes, order, as_bytes(lock, "lock"), bound)
+        plan = geometry.plan(nbytes, order, as_bytes(lock, "lock"), bound)
         if plan.dma_end_pfn >= plan.end_pfn:
             raise ValueError(f"a locked zone of {lock} leaves nothing of an arena of {format_bytes(nbytes)}")
         marks_of(reserve, min(plan.end_pfn - plan.dma_end_pfn, plan.limit_pages))  # or says what is wrong with it

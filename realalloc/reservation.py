@@ -11,14 +11,14 @@ from realalloc.lease import (
     pin,
 )
 from realalloc.memory import Memory
-from realalloc.mm import layout
+from realalloc.mm import geometry, layout
 from realalloc.mm.atomic import bias
 from realalloc.mm.buddy import reach
 from realalloc.mm.kmalloc import create_classes
 from realalloc.sizes import format_bytes
 
 
-def reserve_range(plan: layout.Plan, huge: int, sizes: tuple[int, ...], *, prefault: bool) -> Memory:
+def reserve_range(plan: geometry.Plan, huge: int, sizes: tuple[int, ...], *, prefault: bool) -> Memory:
     """Reserve, advise, lock and format the range of an arena; OutOfMemory, with nothing kept, names the knob."""
     page = layout.PAGE_BYTES
     wanted = min(plan.end_pfn - plan.dma_end_pfn, plan.limit_pages)
@@ -43,7 +43,7 @@ def reserve_range(plan: layout.Plan, huge: int, sizes: tuple[int, ...], *, prefa
     except OSError as error:
         raise OutOfMemory(f"cannot reserve {format_bytes(plan.total_bytes)}: {error.strerror}; raise {knob}") from None
     words = memory.words
-    layout.format_words(words, plan, huge)
+    geometry.format_words(words, plan, huge)
     create_classes(words, sizes)
     if locked[1]:
         reach(words, layout.ZONE_DMA, locked[1] // page)

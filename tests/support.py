@@ -9,7 +9,7 @@ import numpy as np
 import zygote
 
 from realalloc.memory import Memory
-from realalloc.mm import layout
+from realalloc.mm import geometry, layout
 from realalloc.mm.buddy import validate_buddy
 from realalloc.mm.budget import validate_budgets
 from realalloc.mm.jit import JIT
@@ -37,10 +37,10 @@ class RawArena:
         huge: int = layout.HUGE_NEVER,
         sizes: tuple[int, ...] = layout.KMALLOC_SIZES,
     ) -> None:
-        self.plan = layout.plan(size, max_order, dma, limit)
+        self.plan = geometry.plan(size, max_order, dma, limit)
         self.memory = Memory(self.plan.total_bytes, self.plan.align_bytes, self.plan.window_start_bytes)
         self.words = self.memory.words
-        layout.format_words(self.words, self.plan, huge)
+        geometry.format_words(self.words, self.plan, huge)
         self.sizes = sizes
         create_classes(self.words, sizes)
         if not sheaves:  # nothing is kept: what was freed is free

@@ -6,16 +6,13 @@ An arena is one reserved range, named by byte offsets from its start:
 
 A page frame number is ``offset >> PAGE_SHIFT`` of that range, so metadata pages are page frames too: reserved ones.
 The arena's ``size`` ends with the last page; the window behind it holds addresses, never memory of its own.
-
-May not: read or write anything but in :func:`format_words`, which lays out a fresh arena.
+How long each table is, and what a fresh arena holds: :mod:`realalloc.mm.geometry`. May not: read or write anything.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Final, NamedTuple
-
-from realalloc.mm.jit import Words
+from typing import Final
 
 WORD_BYTES: Final = 8
 PAGE_SHIFT: Final = 12
@@ -515,112 +512,6 @@ assert SHEAF_INDICES * SHEAF_DESC_WORDS == RECORD_WORDS == PAGE_WORDS
 assert PAGE_BYTES // KMALLOC_SIZES[0] <= MAX_OBJECTS  # an order-0 slab of the smallest class fits its free map
 assert KMALLOC_SIZES[-1] == KMALLOC_FINE_SIZES[-1] == KMALLOC_MAX_CACHE_BYTES == 2 * PAGE_BYTES
 assert (PAGE_BYTES << MAX_SLAB_ORDER) < 1 << (RECIPROCAL_SHIFT // 2)  # the reciprocal is exact below 2**16
-
-
-class Plan(NamedTuple):
-    """The geometry of one arena; word indices, page frame numbers and bytes."""
-
-    end_pfn: int
-    max_order: int
-    max_caches: int
-    caches: int
-    resmap: int
-    hugemap: int
-    mobility: int
-    vmap: int
-    meta_pages: int
-    dma_end_pfn: int
-    limit_pages: int
-    window_start_bytes: int
-    granules: int
-    total_bytes: int
-
-    @property
-    def align_bytes(self) -> int:
-        """Alignment that the range needs, so that every block is aligned to its size."""
-        return PAGE_BYTES << max(self.max_order, HUGE_ORDER)
-
-
-def _bit(index: int) -> int:
-    return (1 << index) - (1 << 64 if index == 63 else 0)
-
-
-def _pages(nbytes: int) -> int:
-    return (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
-
-
-def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | None) -> Plan:
-    """Lay out an arena of ``size_bytes``; metadata come first, each table on pages of its own, touched when reached."""
-    end_pfn = size_bytes >> PAGE_SHIFT
-    max_caches = 128 if end_pfn < 1 << 14 else 1024
-    block = PAGE_BYTES << max(max_order, HUGE_ORDER)
-    window_start = -(-(end_pfn << PAGE_SHIFT) // block) * block
-    granules = max(64, WINDOW_FACTOR * end_pfn // GRANULE_PAGES)
-    caches = MEMMAP + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES) * PAGE_WORDS
-    resmap = caches + _pages(max_caches * CACHE_WORDS * WORD_BYTES) * PAGE_WORDS
-    hugemap = resmap + (end_pfn >> 6) + 1  # a five hundredth of the resident map: it ends that one's last page
-    mobility = hugemap + (end_pfn >> HUGE_ORDER + 6) + 1
-    page_blocks = (end_pfn >> min(HUGE_ORDER, max_order)) + 1 if max_order > MAX_SLAB_ORDER else 0
-    vmap = resmap + _pages((mobility - resmap + M_BLOCKS + page_blocks) * WORD_BYTES) * PAGE_WORDS
-    meta_pages = vmap // PAGE_WORDS + _pages(granules * AREA_WORDS * WORD_BYTES)
-    dma_end = meta_pages + _pages(dma_bytes)
-    limit_pages = end_pfn if limit_bytes is None else limit_bytes >> PAGE_SHIFT
-    return Plan(
-        end_pfn, max_order, max_caches, caches, resmap, hugemap, mobility, vmap, meta_pages, dma_end,
-        limit_pages, window_start, granules, window_start + granules * GRANULE_BYTES,
-    )  # fmt: skip
-
-
-def _format_zone(words: Words, zone: int, start_pfn: int, end_pfn: int) -> None:
-    at = ZONES + zone * ZONE_WORDS
-    words[at + Z_START_PFN] = start_pfn
-    words[at + Z_END_PFN] = end_pfn
-    words[at + Z_FRONTIER_PFN] = start_pfn
-
-
-def _format_groups(words: Words, made: Plan, zone: int, start_pfn: int, end_pfn: int) -> None:
-    """Group the pages of a zone that has page blocks enough (kernel: page_group_by_mobility_disabled)."""
-    order = min(HUGE_ORDER, made.max_order)
-    if order <= MAX_SLAB_ORDER or (end_pfn >> order) - (start_pfn + (1 << order) - 1 >> order) < MIN_PAGE_BLOCKS:
-        return
-    words[ZONES + zone * ZONE_WORDS + Z_PAGE_BLOCK_ORDER] = order
-    for pfn in (start_pfn, end_pfn):
-        if pfn & (1 << order) - 1 != 0 and pfn < made.end_pfn:  # the last one merges with nothing, but is of one zone
-            words[made.mobility + M_BLOCKS + (pfn >> order)] = M_PINNED
-
-
-def format_words(words: Words, made: Plan, huge: int) -> None:
-    """Write the header of a fresh (all zero) range. Caches are made afterwards, by ``kmalloc.create_classes``."""
-    words[H_TOTAL_WORDS] = made.total_bytes // WORD_BYTES
-    words[H_END_PFN] = made.end_pfn
-    words[H_MAX_ORDER] = made.max_order
-    words[H_CACHES] = made.caches
-    words[H_RESMAP] = made.resmap
-    words[H_HUGEMAP] = made.hugemap
-    words[H_MOBILITY] = made.mobility
-    words[H_MAX_CACHES] = made.max_caches
-    words[H_VMAP] = made.vmap
-    words[H_VM_START_BYTES] = made.window_start_bytes
-    words[H_VM_GRANULES] = made.granules
-    words[H_VM_FRONTIER] = 1  # granule 0 is never used: NULL of the lists
-    words[H_META_PAGES] = made.meta_pages
-    words[H_HUGE] = huge
-    words[H_NR_ZONES] = 2 if made.dma_end_pfn > made.meta_pages else 1
-    words[H_LIMIT_PAGES] = made.dma_end_pfn - made.meta_pages + min(made.limit_pages, made.end_pfn - made.dma_end_pfn)
-    words[DECAY + Y_NS] = -1
-    _format_zone(words, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn)
-    _format_zone(words, ZONE_DMA, made.meta_pages, made.dma_end_pfn)
-    _format_groups(words, made, ZONE_NORMAL, made.dma_end_pfn, made.end_pfn)
-    _format_groups(words, made, ZONE_DMA, made.meta_pages, made.dma_end_pfn)
-    if huge == HUGE_ALWAYS:  # the map says what differs: units that are not whole pages of zone NORMAL
-        for unit in range((made.dma_end_pfn + HUGE_PAGES - 1) >> HUGE_ORDER):
-            words[made.hugemap + (unit >> 6)] |= _bit(unit & 63)
-        for unit in range(made.end_pfn >> HUGE_ORDER, (made.end_pfn + HUGE_PAGES - 1) >> HUGE_ORDER):
-            words[made.hugemap + (unit >> 6)] |= _bit(unit & 63)
-    for at in range(NULL_RECORD, NULL_RECORD + RECORD_WORDS, SHEAF_DESC_WORDS):
-        words[at + D_TOP] = words[at + D_PUT] = words[at + D_PUT_END] = H_ZERO
-        words[at + D_BASE] = words[at + D_PUT_BASE] = H_ZERO + 1
-    words[H_MAGIC] = MAGIC
 
 
 def slab_min_objects() -> int:
