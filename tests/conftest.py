@@ -1,7 +1,11 @@
-"""Fixtures: a small arena that must be whole again when a test ends."""
+"""Fixtures: a small arena that must be whole again when a test ends.
+
+The words of an arena end in pages that fault when read, so a failed assertion must not try to print them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import sys
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import tests/support.py under --import-mode=importlib
@@ -22,6 +27,16 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # a shell's background job; children would ignore Ctrl-C, and never end
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _repr(array: Any) -> str:
+    if array.size > 1 << 14:
+        return f"<{array.size} elements of {array.dtype}>"
+    return f"array({np.array2string(array, separator=', ')})"
+
+
+with contextlib.suppress(TypeError):  # NumPy 2.0 has no such option
+    np.set_printoptions(override_repr=_repr)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import ctypes
 import os
 import pickle
 import resource
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -184,26 +183,6 @@ def test_arenas_of_any_shape_serve_all_their_memory_and_get_it_back(size: str, m
         arena.trim()
         assert arena.stats().free == free and arena.stats().committed == 0
         arena.validate()
-
-
-def test_unsupported_platforms_are_refused_with_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "platform", "darwin")
-        with pytest.raises(RuntimeError, match="^realalloc needs Linux, not darwin$"):
-            ra.Arena(MIB)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
-        with pytest.raises(RuntimeError, match="^realalloc needs a CPython with the GIL; free-threaded builds"):
-            ra.Arena(MIB)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.implementation, "name", "pypy")
-        with pytest.raises(RuntimeError, match="^realalloc needs CPython, not pypy$"):
-            ra.Arena(MIB)
-    with monkeypatch.context() as patch:
-        patch.setattr(ctypes.pythonapi, "PyInterpreterState_GetID", lambda _state: 3)
-        with pytest.raises(RuntimeError, match="^realalloc needs the main interpreter; subinterpreters"):
-            ra.Arena(MIB)
-    ra.Arena(MIB).close()
 
 
 def test_the_arena_is_aligned_so_that_every_block_is_aligned_to_its_size(arena: ra.Arena) -> None:
