@@ -135,7 +135,7 @@ class KmemCache:
                 break
             page = self._construct_slab(flags)
             found = self._pressed(flags)
-            if words[page + layout.PG_INFO] & layout.PAGE_CONSTRUCTING:
+            if words[page] & layout.PAGE_CONSTRUCTING:
                 break  # somebody keeps a view: it was not published
         if type(found) is memoryview:
             return found
@@ -195,7 +195,7 @@ class KmemCache:
 
     def _construct_slab(self, flags: int) -> int:
         """Make a slab and run the constructor on a lease of each object; the last lease to die publishes it. Return the word
-        index of its first struct page.
+        index of what its first page is.
         """
         words = self._words()
         pfn = self._slab(flags)
@@ -203,8 +203,8 @@ class KmemCache:
             pfn = self._arena._shrinkers.relieve(words, lambda: self._slab(flags), flags, self.size)
         if pfn is None:
             raise self._arena._out_of_memory(f"a slab for cache {self.name!r}", flags, 0, self._refusal())
-        page = layout.MEMMAP + pfn * layout.PAGE_STRUCT_WORDS
-        objects = int(words[page + layout.PG_INFO]) >> layout.OBJECTS_SHIFT & layout.OBJECTS_MASK
+        page = layout.INFOS + pfn
+        objects = int(words[page]) >> layout.OBJECTS_SHIFT & layout.OBJECTS_MASK
         stride = int(words[self.at + layout.C_STRIDE_BYTES])
         held: list[memoryview] = []
         attempt, base = self._arena._leases.attempt, self._arena.address

@@ -62,7 +62,7 @@ def _free_before(words: Words, start: int, pfn: int, max_order: int) -> int:
     """Return the order of the free block that ends at a pfn which is no end of a largest block, -1 if there is none."""
     for order in range(min(max_order, (pfn & -pfn).bit_length())):
         begin = pfn - (1 << order)
-        info = int(words[at.MEMMAP + begin * at.PAGE_STRUCT_WORDS + at.PG_INFO]) if begin >= start else 0
+        info = int(words[at.INFOS + begin]) if begin >= start else 0
         wanted = at.KIND_FREE | order << at.ORDER_SHIFT
         if pfn & ((1 << max_order) - 1) and info & (at.KIND_MASK | at.ORDER_MASK << at.ORDER_SHIFT) == wanted:
             return order

@@ -37,6 +37,7 @@ from realalloc.mm.layout import (
     H_IDLE_RECORDS,
     H_LOCK,
     H_MAX_ORDER,
+    H_MEMMAP,
     H_META_PAGES,
     H_MOBILITY,
     H_NR_CACHES,
@@ -50,18 +51,17 @@ from realalloc.mm.layout import (
     H_VM_PAGES,
     H_VM_START_BYTES,
     H_VMAP,
+    INFOS,
     KIND_MASK,
     KIND_RUN,
     KMALLOC_SIZES,
     M_HEADS,
     M_WORDS,
-    MEMMAP,
     NULL_RECORD,
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_STRUCT_WORDS,
     PAGE_WORDS,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
     PRESSURE,
@@ -107,14 +107,19 @@ def zone_word(raw: RawArena, zone: int, field: int) -> int:
     return int(raw.words[ZONES + zone * ZONE_WORDS + field])
 
 
+def info_index(pfn: int) -> int:
+    """Find the word that says what a page is."""
+    return INFOS + pfn
+
+
 def page_index(raw: RawArena, pfn: int) -> int:
     """Find a struct page."""
-    return int(MEMMAP) + pfn * PAGE_STRUCT_WORDS
+    return int(raw.words[H_MEMMAP]) + pfn * PAGE_STRUCT_WORDS
 
 
 def page_info(raw: RawArena, pfn: int) -> int:
-    """Read a struct page's first word."""
-    return int(raw.words[page_index(raw, pfn) + PG_INFO])
+    """Read what a page is."""
+    return int(raw.words[info_index(pfn)])
 
 
 def page_kind(raw: RawArena, pfn: int) -> int:

@@ -39,7 +39,6 @@ from realalloc.mm.layout import (
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
-    PG_INFO,
     PG_LINK,
     Y_LOW,
     Y_NS,
@@ -67,6 +66,7 @@ from realalloc.mm.mobility import (
 )
 from realalloc.mm.pages import (
     count_resident,
+    info_at,
     kind_of,
     order_at,
     page_at,
@@ -80,7 +80,7 @@ from realalloc.mm.zeroing import zero_block_locked
 
 @kernel
 def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> None:
-    words[page_at(pfn) + PG_INFO] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    words[info_at(pfn)] = KIND_FREE | order << ORDER_SHIFT | zone << ZONE_SHIFT
     if zone == ZONE_NORMAL:
         account_listed(words, pfn, order, 1)
     list_push(words, zone, pfn, order, at_end)
@@ -89,7 +89,7 @@ def _list_add(words: Words, zone: int, pfn: int, order: int, at_end: int) -> Non
 @kernel
 def list_remove(words: Words, zone: int, pfn: int, order: int) -> None:
     """Take a free block off its list; its first page becomes KIND_NONE."""
-    words[page_at(pfn) + PG_INFO] = KIND_NONE
+    words[info_at(pfn)] = KIND_NONE
     if zone == ZONE_NORMAL:
         account_listed(words, pfn, order, -1)
     list_take(words, zone, pfn, order)
@@ -102,7 +102,7 @@ def is_free_block(words: Words, zone: int, pfn: int, order: int) -> int:
     if pfn < words[z + Z_START_PFN] or pfn + (1 << order) > words[z + Z_FRONTIER_PFN]:
         return 0
     wanted = KIND_FREE | order << ORDER_SHIFT
-    return 1 if words[page_at(pfn) + PG_INFO] & (KIND_MASK | ORDER_MASK << ORDER_SHIFT) == wanted else 0
+    return 1 if words[info_at(pfn)] & (KIND_MASK | ORDER_MASK << ORDER_SHIFT) == wanted else 0
 
 
 @entry
@@ -210,8 +210,8 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     z = zone_at(zone)
     words[z + Z_FREE_PAGES] -= 1 << order
     words[z + Z_ALLOCS] += 1
-    words[page_at(pfn) + PG_INFO] = kind | order << ORDER_SHIFT | zone << ZONE_SHIFT
-    words[page_at(pfn) + PG_LINK] = 0
+    words[info_at(pfn)] = kind | order << ORDER_SHIFT | zone << ZONE_SHIFT
+    words[page_at(words, pfn) + PG_LINK] = 0
     account_allocated(words, 1 << order)
     return pfn
 
@@ -227,14 +227,13 @@ def _put_back(words: Words, zone: int, pfn: int, order: int) -> None:
 @entry
 def free_block_locked(words: Words, pfn: int) -> int:
     """Free a block whose first page is ``pfn``; the caller has checked that it is one."""
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
+    info = words[info_at(pfn)]
     order = info >> ORDER_SHIFT & ORDER_MASK
     zone = info >> ZONE_SHIFT & ZONE_MASK
     z = zone_at(zone)
     if is_unmovable(info & KIND_MASK) == 1:
         release_block(words, zone, pfn, 1 << order)
-    words[page + PG_INFO] = KIND_NONE
+    words[info_at(pfn)] = KIND_NONE
     words[z + Z_FREE_PAGES] += 1 << order
     words[z + Z_FREES] += 1
     words[H_ALLOCATED_PAGES] -= 1 << order
@@ -303,7 +302,7 @@ def _validate_blocks(words: Words, zone: int) -> int:
         if kind == KIND_NONE or kind == KIND_TAIL or zone_of(words, pfn) != zone or pages <= 0:
             return BAD_PAGE_STATE
         for inner in range(pfn + 1, pfn + pages):
-            inner_kind = words[page_at(inner) + PG_INFO] & KIND_MASK
+            inner_kind = words[info_at(inner)] & KIND_MASK
             if inner_kind != KIND_NONE and inner_kind != KIND_TAIL:
                 return BAD_PAGE_STATE
         if kind == KIND_FREE:

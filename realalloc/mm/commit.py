@@ -32,11 +32,9 @@ from realalloc.mm.layout import (
     HUGE_ORDER,
     HUGE_PAGES,
     KIND_FREE,
-    MEMMAP,
     OK,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
-    PG_LINK,
     PRESSURE,
     PSI_RECLAIMS,
     Y_CLEAN,
@@ -51,6 +49,7 @@ from realalloc.mm.pages import (
     count_resident,
     is_resident,
     kind_of,
+    links_at,
     pages_at,
     set_resident_locked,
     zone_at,
@@ -216,7 +215,7 @@ def purge_list_locked(words: Words, order: int, unmovable: int, wanted: int, spl
     """Give back memory of free blocks of one list, from its front, about ``wanted`` pages; blocks that were looked at go to
     its end. Return blocks looked at << 32 | pages given back; both are bounded.
     """
-    links = MEMMAP + PG_LINK
+    links = links_at(words)
     many = min(count_listed(words, ZONE_NORMAL, order, unmovable), LOOKS)
     head = head_for(words, ZONE_NORMAL, order, unmovable)
     wanted = min(wanted, DROP_PAGES)

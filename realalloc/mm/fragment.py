@@ -41,7 +41,6 @@ from realalloc.mm.layout import (
     KIND_SLAB,
     MAX_MAX_ORDER,
     OK,
-    PG_INFO,
     SHEAF_DESC_WORDS,
     Z_COUNTS,
     Z_END_PFN,
@@ -50,7 +49,7 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.pages import info_at, kind_of, order_at, pages_at, zone_at
 from realalloc.mm.sheaf import cached_objects_locked
 from realalloc.mm.slab_page import cache_of, objects_of
 from realalloc.mm.vmalloc import HUGE_GRANULES
@@ -206,7 +205,7 @@ def _survey_slabs(words: Words, out: Words) -> None:
             if kind_of(words, pfn) == KIND_SLAB:
                 row = O_CACHES + (cache_of(words, pfn) - words[H_CACHES]) // CACHE_WORDS * W_WORDS
                 out[row + W_PAGES] += pages
-                out[row + W_OBJECTS] += objects_of(words[page_at(pfn) + PG_INFO])
+                out[row + W_OBJECTS] += objects_of(words[info_at(pfn)])
             pfn += pages
 
 

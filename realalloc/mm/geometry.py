@@ -28,6 +28,7 @@ from realalloc.mm.layout import (
     H_MAGIC,
     H_MAX_CACHES,
     H_MAX_ORDER,
+    H_MEMMAP,
     H_META_PAGES,
     H_MOBILITY,
     H_NR_ZONES,
@@ -41,11 +42,11 @@ from realalloc.mm.layout import (
     HUGE_ALWAYS,
     HUGE_ORDER,
     HUGE_PAGES,
+    INFOS,
     M_BLOCKS,
     M_PINNED,
     MAGIC,
     MAX_SLAB_ORDER,
-    MEMMAP,
     MIN_PAGE_BLOCKS,
     NULL_RECORD,
     PAGE_BYTES,
@@ -74,6 +75,7 @@ class Plan(NamedTuple):
     end_pfn: int
     max_order: int
     max_caches: int
+    memmap: int
     caches: int
     resmap: int
     hugemap: int
@@ -107,7 +109,8 @@ def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | Non
     block = PAGE_BYTES << max(max_order, HUGE_ORDER)
     window_start = -(-(end_pfn << PAGE_SHIFT) // block) * block
     granules = max(64, WINDOW_FACTOR * end_pfn // GRANULE_PAGES)
-    caches = MEMMAP + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES) * PAGE_WORDS
+    memmap = INFOS + _pages(end_pfn * WORD_BYTES) * PAGE_WORDS
+    caches = memmap + _pages(end_pfn * PAGE_STRUCT_WORDS * WORD_BYTES) * PAGE_WORDS
     resmap = caches + _pages(max_caches * CACHE_WORDS * WORD_BYTES) * PAGE_WORDS
     hugemap = resmap + (end_pfn >> 6) + 1  # a five hundredth of the resident map: it ends that one's last page
     mobility = hugemap + (end_pfn >> HUGE_ORDER + 6) + 1
@@ -117,7 +120,7 @@ def plan(size_bytes: int, max_order: int, dma_bytes: int, limit_bytes: int | Non
     dma_end = meta_pages + _pages(dma_bytes)
     limit_pages = end_pfn if limit_bytes is None else limit_bytes >> PAGE_SHIFT
     return Plan(
-        end_pfn, max_order, max_caches, caches, resmap, hugemap, mobility, vmap, meta_pages, dma_end,
+        end_pfn, max_order, max_caches, memmap, caches, resmap, hugemap, mobility, vmap, meta_pages, dma_end,
         limit_pages, window_start, granules, window_start + granules * GRANULE_BYTES,
     )  # fmt: skip
 
@@ -149,6 +152,7 @@ def format_words(words: Words, made: Plan, huge: int) -> None:
     words[H_RESMAP] = made.resmap
     words[H_HUGEMAP] = made.hugemap
     words[H_MOBILITY] = made.mobility
+    words[H_MEMMAP] = made.memmap
     words[H_MAX_CACHES] = made.max_caches
     words[H_VMAP] = made.vmap
     words[H_VM_START_BYTES] = made.window_start_bytes

@@ -23,16 +23,13 @@ from realalloc.mm.layout import (
     CF_CTOR,
     H_FREEMAP_CACHE,
     H_SHEAF_CACHE,
-    MEMMAP,
     OK,
     PAGE_BYTES,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
-    PG_INFO,
-    PG_LINK,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import order_at, page_at
+from realalloc.mm.pages import info_at, links_at, order_at, page_at
 from realalloc.mm.prim import MADV_DONTNEED, madvise, mincore
 from realalloc.mm.slab_page import map_at, objects_of
 
@@ -44,11 +41,11 @@ VECTOR_WORDS = VECTOR_PAGES // 8
 @kernel
 def _is_unused(words: Words, c: int, pfn: int, k: int) -> int:
     """Tell whether no live object lies on page ``k`` of a slab."""
-    page = page_at(pfn)
+    page = page_at(words, pfn)
     at = map_at(words, c, page)
     stride = words[c + C_STRIDE_BYTES]
     index = (k << PAGE_SHIFT) // stride
-    last = min(((k + 1) << PAGE_SHIFT) - 1, objects_of(words[page + PG_INFO]) * stride - 1) // stride
+    last = min(((k + 1) << PAGE_SHIFT) - 1, objects_of(words[info_at(pfn)]) * stride - 1) // stride
     while index <= last:
         if words[at + (index >> 6)] >> (index & 63) & 1 == 0:
             return 0
@@ -108,8 +105,8 @@ def hollow(words: Words, c: int, out: Words) -> int:
         for _ in range(min(left, SLABS, words[c + C_NR_PARTIAL])):
             pfn = first(words, c + C_PARTIAL)
             gone += _hollow_slab(words, c, pfn, out)
-            remove(words, c + C_PARTIAL, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
-            push_back(words, c + C_PARTIAL, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+            remove(words, c + C_PARTIAL, links_at(words), PAGE_STRUCT_WORDS, pfn)
+            push_back(words, c + C_PARTIAL, links_at(words), PAGE_STRUCT_WORDS, pfn)
         unlock(words)
         left -= SLABS
     return gone

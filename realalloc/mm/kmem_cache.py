@@ -70,7 +70,6 @@ from realalloc.mm.layout import (
     PAGE_SHIFT,
     PENDING_ONE,
     PENDING_SHIFT,
-    PG_INFO,
     PG_LINK,
     RECIPROCAL_SHIFT,
     SHEAF_BLOCKS,
@@ -81,7 +80,7 @@ from realalloc.mm.layout import (
     Z_FRONTIER_PFN,
     Z_START_PFN,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zero_range, zone_at
+from realalloc.mm.pages import info_at, kind_of, order_at, page_at, pages_at, zero_range, zone_at
 from realalloc.mm.sheaf import drain_cache_locked
 from realalloc.mm.slab_page import (
     cache_of,
@@ -200,9 +199,9 @@ def shrink_locked(words: Words, c: int) -> int:
     """Give every empty slab back, the active one included; return how many pages that were."""
     active = deactivate(words, c)
     if active != 0:
-        page = page_at(active)
+        page = page_at(words, active)
         free = free_objects(words, c, page)
-        if free == objects_of(words[page + PG_INFO]):
+        if free == objects_of(words[info_at(active)]):
             slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, active)
         elif free != 0:
             slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, active)
@@ -278,12 +277,11 @@ def construct_begin(words: Words, c: int, gfp: int) -> int:
     lock(words)
     pfn = new_slab_locked(words, c, gfp)
     if pfn > 0:
-        page = page_at(pfn)
-        objects = objects_of(words[page + PG_INFO])
-        words[page + PG_INFO] |= PAGE_CONSTRUCTING
-        words[page + PG_INFO] += objects << PENDING_SHIFT
+        objects = objects_of(words[info_at(pfn)])
+        words[info_at(pfn)] |= PAGE_CONSTRUCTING
+        words[info_at(pfn)] += objects << PENDING_SHIFT
         set_sheaf_index(words, pfn, 0)
-        fill_map(words, c, page, 0)
+        fill_map(words, c, pfn, 0)
         words[c + C_NR_CONSTRUCTING] += 1
     unlock(words)
     return pfn
@@ -291,15 +289,14 @@ def construct_begin(words: Words, c: int, gfp: int) -> int:
 
 @kernel
 def _construct_end(words: Words, c: int, pfn: int) -> None:
-    page = page_at(pfn)
-    failed = words[page + PG_INFO] & PAGE_FAILED
-    words[page + PG_INFO] &= ~(PAGE_CONSTRUCTING | PAGE_FAILED)
+    failed = words[info_at(pfn)] & PAGE_FAILED
+    words[info_at(pfn)] &= ~(PAGE_CONSTRUCTING | PAGE_FAILED)
     words[c + C_NR_CONSTRUCTING] -= 1
     if failed != 0:
         release_slab_locked(words, c, pfn)
     else:
         show_sheaf_index(words, c, pfn)
-        fill_map(words, c, page, 1)
+        fill_map(words, c, pfn, 1)
         slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)
 
 
@@ -309,10 +306,9 @@ def construct_put(words: Words, offset: int) -> int:
     pfn = offset >> PAGE_SHIFT
     lock(words)
     if kind_of(words, pfn) != KIND_SLAB:
-        pfn = words[page_at(pfn) + PG_LINK]
-    page = page_at(pfn)
-    words[page + PG_INFO] -= PENDING_ONE
-    if pending_of(words[page + PG_INFO]) == 0:
+        pfn = words[page_at(words, pfn) + PG_LINK]
+    words[info_at(pfn)] -= PENDING_ONE
+    if pending_of(words[info_at(pfn)]) == 0:
         _construct_end(words, cache_of(words, pfn), pfn)
     unlock(words)
     return OK
@@ -322,10 +318,9 @@ def construct_put(words: Words, offset: int) -> int:
 def construct_fail(words: Words, pfn: int, never_leased: int) -> int:
     """The constructor raised: the slab goes back once its leased objects have; ``never_leased`` others go now."""
     lock(words)
-    page = page_at(pfn)
-    words[page + PG_INFO] |= PAGE_FAILED
-    words[page + PG_INFO] -= never_leased * PENDING_ONE
-    if pending_of(words[page + PG_INFO]) == 0:
+    words[info_at(pfn)] |= PAGE_FAILED
+    words[info_at(pfn)] -= never_leased * PENDING_ONE
+    if pending_of(words[info_at(pfn)]) == 0:
         _construct_end(words, cache_of(words, pfn), pfn)
     unlock(words)
     return OK
@@ -338,9 +333,9 @@ def next_live_object(words: Words, c: int, offset: int) -> int:
     found = 0
     pfn = next_slab(words, c, offset >> PAGE_SHIFT >> MAX_SLAB_ORDER << MAX_SLAB_ORDER)
     while pfn != 0 and found == 0:
-        page = page_at(pfn)
+        page = page_at(words, pfn)
         at = map_at(words, c, page)
-        for index in range(objects_of(words[page + PG_INFO])):
+        for index in range(objects_of(words[info_at(pfn)])):
             where = (pfn << PAGE_SHIFT) + index * words[c + C_STRIDE_BYTES]
             if where >= offset and found == 0 and words[at + (index >> 6)] & bit(index & 63) == 0:
                 found = where

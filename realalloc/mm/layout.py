@@ -101,6 +101,7 @@ H_FREE_BUDGETS: Final = 45  # list of descriptors without a budget
 H_NR_CLASSES: Final = 46  # kmalloc caches of a zone
 H_BELL: Final = 47  # address of what kswapd sleeps on, 0 if it does not serve this arena; it belongs to the process
 H_MOBILITY: Final = 48  # word index of what groups pages by lifetime
+H_MEMMAP: Final = 49  # word index of page frame 0's struct page
 # What is written all the time has a cache line of its own: each free reads H_END_PFN (two threads: 14.1 ns, and 11.3 so).
 H_LOCK: Final = 56  # LOCK_*, or the identity of the thread that it is biased to
 H_LEASES: Final = 57  # live exporters; the mapping may not go while > 0
@@ -296,14 +297,13 @@ MIN_PARTIAL_LOW: Final = 5
 MIN_PARTIAL_HIGH: Final = 10
 
 # -- struct page ----------------------------------------------------------------------------------------------------
-MEMMAP: Final = 2560  # word index of page frame 0's struct page
-PAGE_STRUCT_WORDS: Final = 4
-PG_INFO: Final = (
-    0  # kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | pending 32..41 | sheaf 42..47 | ...
-)
-PG_LINK: Final = 1  # next << 32 | prev, pfns; of a slab's tail page: pfn of the head; of a vmalloc block: next
-PG_MAP0: Final = 2  # slab: free map (1 = free), or word index of the external one; run: pages; area block: granule
-PG_MAP1: Final = 3
+# What a page is, a word each, is an array of its own: every free reads it, and links and maps beside it are written by others.
+# kind 0..3 | order 4..8 | zone 9..10 | flags 11..15 | cache 16..31 | pending 32..41 | sheaf 42..47 | ...
+INFOS: Final = 2560  # word index of what page frame 0 is
+PAGE_STRUCT_WORDS: Final = 3
+PG_LINK: Final = 0  # next << 32 | prev, pfns; of a slab's tail page: pfn of the head; of a vmalloc block: next
+PG_MAP0: Final = 1  # slab: free map (1 = free), or word index of the external one; run: pages; area block: granule
+PG_MAP1: Final = 2
 KIND_MASK: Final = 15
 KIND_OBJECTS_BIT: Final = 8  # set in KIND_SLAB and KIND_TAIL only
 KIND_NONE: Final = 0  # reserved, never reached, or inside a block
@@ -493,7 +493,7 @@ LIST_PREV_MASK: Final = 0xFFFFFFFF
 assert DECAY + DECAY_WORDS <= KMALLOC_TABLE
 assert Z_HEADS + MAX_MAX_ORDER + 1 <= Z_COUNTS
 assert Z_COUNTS + MAX_MAX_ORDER + 1 <= ZONE_WORDS
-assert H_MOBILITY < H_LOCK & -8 < H_INSIDE < ZONES  # cache lines have eight words
+assert H_MEMMAP < H_LOCK & -8 < H_INSIDE < ZONES  # cache lines have eight words
 assert Z_WAKES < Z_HEADS
 assert B_COUNTS + CHARGE_KINDS <= B_BYTES
 assert B_BYTES + CHARGE_KINDS <= B_NAME
@@ -505,7 +505,7 @@ assert PRESSURE + PSI_TRIGGERS + TRIGGERS * TRIGGER_WORDS <= THREADS
 assert SHEAF_BLOCKS + SHEAF_BLOCK_ORDERS == SHEAF_INDICES
 assert THREADS + THREAD_SLOTS * THREAD_WORDS == NULL_RECORD
 assert THREADS % PAGE_WORDS == 0
-assert NULL_RECORD + RECORD_WORDS == MEMMAP
+assert NULL_RECORD + RECORD_WORDS == INFOS
 assert S_BOTTOM + 1 == S_OBJECTS
 assert SHEAF_INDICES <= 1 << (OBJECTS_SHIFT - SHEAF_SHIFT)
 assert MAX_OBJECTS <= min(OBJECTS_MASK, PENDING_MASK)

@@ -33,10 +33,8 @@ from realalloc.mm.layout import (
     M_HEADS,
     M_PINNED,
     M_WORDS,
-    MEMMAP,
     OK,
     PAGE_STRUCT_WORDS,
-    PG_LINK,
     Z_COUNTS,
     Z_END_PFN,
     Z_FREE_PAGES,
@@ -46,9 +44,7 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import kind_of, order_at, pages_at, zone_at, zone_of
-
-LINKS = MEMMAP + PG_LINK
+from realalloc.mm.pages import kind_of, links_at, order_at, pages_at, zone_at, zone_of
 
 
 @kernel
@@ -106,9 +102,9 @@ def list_push(words: Words, zone: int, pfn: int, order: int, at_end: int) -> Non
         head = _groups_at(words, zone) + M_HEADS + order
         words[head - M_HEADS + M_COUNTS] += 1
     if at_end:
-        push_back(words, head, LINKS, PAGE_STRUCT_WORDS, pfn)
+        push_back(words, head, links_at(words), PAGE_STRUCT_WORDS, pfn)
     else:
-        push_front(words, head, LINKS, PAGE_STRUCT_WORDS, pfn)
+        push_front(words, head, links_at(words), PAGE_STRUCT_WORDS, pfn)
     words[zone_at(zone) + Z_COUNTS + order] += 1
 
 
@@ -119,7 +115,7 @@ def list_take(words: Words, zone: int, pfn: int, order: int) -> None:
     if _is_grouped(words, zone, pfn, order) == 1:
         head = _groups_at(words, zone) + M_HEADS + order
         words[head - M_HEADS + M_COUNTS] -= 1
-    remove(words, head, LINKS, PAGE_STRUCT_WORDS, pfn)
+    remove(words, head, links_at(words), PAGE_STRUCT_WORDS, pfn)
     words[zone_at(zone) + Z_COUNTS + order] -= 1
 
 
@@ -179,8 +175,8 @@ def _regroup(words: Words, zone: int, pfn: int, whole: int, unmovable: int) -> N
     while at < end:  # it may begin inside a run, whose pages are stepped over one by one
         if kind_of(words, at) == KIND_FREE:
             order = order_at(words, at)
-            remove(words, head_for(words, zone, order, 1 - unmovable), LINKS, PAGE_STRUCT_WORDS, at)
-            push_back(words, head_for(words, zone, order, unmovable), LINKS, PAGE_STRUCT_WORDS, at)
+            remove(words, head_for(words, zone, order, 1 - unmovable), links_at(words), PAGE_STRUCT_WORDS, at)
+            push_back(words, head_for(words, zone, order, unmovable), links_at(words), PAGE_STRUCT_WORDS, at)
             words[_groups_at(words, zone) + M_COUNTS + order] += 2 * unmovable - 1
         at += pages_at(words, at)
 
@@ -218,8 +214,8 @@ def ungroup(words: Words) -> int:
         for order in range(page_block_order(words, zone)):
             while words[groups + M_HEADS + order] != 0:
                 pfn = words[groups + M_HEADS + order] >> 32
-                remove(words, groups + M_HEADS + order, LINKS, PAGE_STRUCT_WORDS, pfn)
-                push_back(words, zone_at(zone) + Z_HEADS + order, LINKS, PAGE_STRUCT_WORDS, pfn)
+                remove(words, groups + M_HEADS + order, links_at(words), PAGE_STRUCT_WORDS, pfn)
+                push_back(words, zone_at(zone) + Z_HEADS + order, links_at(words), PAGE_STRUCT_WORDS, pfn)
             words[groups + M_COUNTS + order] = 0
         words[zone_at(zone) + Z_PAGE_BLOCK_ORDER] = 0
     unlock(words)
@@ -231,7 +227,7 @@ def _validate_list(words: Words, zone: int, order: int, unmovable: int) -> int:
     head = head_for(words, zone, order, unmovable)
     count = count_listed(words, zone, order, unmovable)
     z = zone_at(zone)
-    if count_list(words, head, LINKS, PAGE_STRUCT_WORDS, count) != count:
+    if count_list(words, head, links_at(words), PAGE_STRUCT_WORDS, count) != count:
         return BAD_FREE_LIST
     pfn = first(words, head)
     while pfn != 0:
@@ -241,7 +237,7 @@ def _validate_list(words: Words, zone: int, order: int, unmovable: int) -> int:
             return BAD_FREE_LIST
         if _head_of(words, zone, pfn, order) != head:
             return BAD_PAGE_BLOCK
-        pfn = next_of(words, LINKS, PAGE_STRUCT_WORDS, pfn)
+        pfn = next_of(words, links_at(words), PAGE_STRUCT_WORDS, pfn)
     return OK
 
 

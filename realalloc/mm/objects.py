@@ -37,13 +37,12 @@ from realalloc.mm.layout import (
     PAGE_CONSTRUCTING,
     PAGE_SHIFT,
     PENDING_SHIFT,
-    PG_INFO,
     SHEAF_DESC_WORDS,
     SHEAF_INDICES,
     SHEAF_SHIFT,
     SLAB_BYTES_SHIFT,
 )
-from realalloc.mm.pages import page_at
+from realalloc.mm.pages import info_at
 from realalloc.mm.reclaim import drain_locked, try_again_locked
 from realalloc.mm.sheaf import (
     count_of,
@@ -73,7 +72,7 @@ assert SHEAF_DESC_WORDS == 1 << 3
 def page_info(words: Words, offset: int) -> int:
     """Return what the struct page of an offset's page says; 0, which is no slab, behind the end."""
     pfn = offset >> PAGE_SHIFT & PFN_MASK  # what is negative lies behind the end, too
-    return words[page_at(pfn) + PG_INFO] if pfn < words[H_END_PFN] else 0
+    return words[info_at(pfn)] if pfn < words[H_END_PFN] else 0
 
 
 @kernel
@@ -100,12 +99,12 @@ def free_fast(words: Words, c: int, offset: int) -> int:
     slot = enter_near(words, my_place())
     if slot == 0 or offset >> PAGE_SHIFT & PFN_MASK >= words[H_END_PFN]:
         return 0
-    info = words[page_at(offset >> PAGE_SHIFT) + PG_INFO]
+    info = words[info_at(offset >> PAGE_SHIFT)]
     if c != 0 and _is_of(words, c, info) == 0:
         return 0
     done = put_object(words, record_inside(words, slot), info, offset)
     if done == 1 and info & KIND_OBJECTS_BIT == 0:  # a large block: nobody's from now on, to everyone but its owner
-        words[page_at(offset >> PAGE_SHIFT) + PG_INFO] = info & BLOCK_INFO_MASK ^ (KIND_LARGE ^ KIND_CACHED)
+        words[info_at(offset >> PAGE_SHIFT)] = info & BLOCK_INFO_MASK ^ (KIND_LARGE ^ KIND_CACHED)
     leave(words, slot)
     return done
 
@@ -114,7 +113,7 @@ def free_fast(words: Words, c: int, offset: int) -> int:
 def object_free_locked(words: Words, c: int, offset: int) -> int:
     """Free an object of cache ``c`` (0: of any) into the calling thread's sheaf, or its slab; EINVAL if it is not in use."""
     head = head_of(words, offset >> PAGE_SHIFT)
-    if is_live_object(words, c, offset) == 0 or words[page_at(head) + PG_INFO] & PAGE_CONSTRUCTING != 0:
+    if is_live_object(words, c, offset) == 0 or words[info_at(head)] & PAGE_CONSTRUCTING != 0:
         return EINVAL
     owner = cache_of(words, head)
     d = own_sheaf_locked(words, words[owner + C_SHEAF]) if words[owner + C_SHEAF] != 0 else 0

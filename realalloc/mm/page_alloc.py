@@ -41,7 +41,6 @@ from realalloc.mm.layout import (
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_SHIFT,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
     Z_ALLOCS,
@@ -55,7 +54,7 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
     ZONE_SHIFT,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.pages import info_at, kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.pcp import fetch_block_locked, keep_block_locked, pop_block_slow, push_block
 from realalloc.mm.reclaim import try_again_locked
 from realalloc.mm.watermark import get_block_locked, may_take
@@ -66,7 +65,7 @@ from realalloc.mm.zeroing import zero_memory
 def _run_is_free(words: Words, zone: int, pfn: int, end: int) -> int:
     """Check that free blocks cover ``[pfn, end)`` without a hole."""
     while pfn < end:
-        info = words[page_at(pfn) + PG_INFO]
+        info = words[info_at(pfn)]
         if info & KIND_MASK != KIND_FREE or info >> ZONE_SHIFT & ZONE_MASK != zone:
             return 0
         pfn += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
@@ -128,7 +127,7 @@ def _claim(words: Words, zone: int, pfn: int, pages: int) -> None:
     end = pfn + pages
     at = pfn
     while at < end:
-        order = words[page_at(at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+        order = words[info_at(at)] >> ORDER_SHIFT & ORDER_MASK
         list_remove(words, zone, at, order)
         at += 1 << order
     insert_span_locked(words, zone, end, at - end)
@@ -169,8 +168,8 @@ def alloc_run_locked(words: Words, zone: int, pages: int, gfp: int) -> int:
     words[zone_at(zone) + Z_FREE_PAGES] -= pages
     words[zone_at(zone) + Z_ALLOCS] += 1
     account_allocated(words, pages)
-    page = page_at(pfn)
-    words[page + PG_INFO] = KIND_RUN | zone << ZONE_SHIFT
+    page = page_at(words, pfn)
+    words[info_at(pfn)] = KIND_RUN | zone << ZONE_SHIFT
     words[page + PG_LINK] = 0
     words[page + PG_MAP0] = pages
     return pfn
@@ -179,9 +178,9 @@ def alloc_run_locked(words: Words, zone: int, pages: int, gfp: int) -> int:
 @kernel
 def free_run_locked(words: Words, pfn: int) -> None:
     """Free a run whose first page is ``pfn``."""
-    page = page_at(pfn)
-    zone = words[page + PG_INFO] >> ZONE_SHIFT & ZONE_MASK
-    words[page + PG_INFO] = KIND_NONE
+    page = page_at(words, pfn)
+    zone = words[info_at(pfn)] >> ZONE_SHIFT & ZONE_MASK
+    words[info_at(pfn)] = KIND_NONE
     words[zone_at(zone) + Z_FREES] += 1
     free_span_locked(words, zone, pfn, words[page + PG_MAP0])
 

@@ -12,17 +12,18 @@ from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     H_COMMITTED_PAGES,
     H_END_PFN,
+    H_MEMMAP,
     H_PEAK_COMMITTED_PAGES,
     H_RESMAP,
+    INFOS,
     KIND_MASK,
     KIND_NONE,
     KIND_RUN,
     KIND_TAIL,
-    MEMMAP,
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_STRUCT_WORDS,
-    PG_INFO,
+    PG_LINK,
     PG_MAP0,
     ZONE_MASK,
     ZONE_SHIFT,
@@ -45,15 +46,27 @@ def zone_at(zone: int) -> int:
 
 
 @kernel
-def page_at(pfn: int) -> int:
+def info_at(pfn: int) -> int:
+    """Return the word index of what a page is: at a constant, as every free reads it."""
+    return INFOS + pfn
+
+
+@kernel
+def page_at(words: Words, pfn: int) -> int:
     """Return the word index of a page's struct page."""
-    return MEMMAP + pfn * PAGE_STRUCT_WORDS
+    return words[H_MEMMAP] + pfn * PAGE_STRUCT_WORDS
+
+
+@kernel
+def links_at(words: Words) -> int:
+    """Return the word index of page frame 0's link: the base of lists of pages, PAGE_STRUCT_WORDS their stride."""
+    return words[H_MEMMAP] + PG_LINK
 
 
 @kernel
 def zone_of(words: Words, pfn: int) -> int:
     """Return the zone that a page belongs to."""
-    return words[page_at(pfn) + PG_INFO] >> ZONE_SHIFT & ZONE_MASK
+    return words[info_at(pfn)] >> ZONE_SHIFT & ZONE_MASK
 
 
 @kernel
@@ -61,25 +74,24 @@ def kind_of(words: Words, pfn: int) -> int:
     """Return the kind of the block that begins at ``pfn``, KIND_NONE for anything that is not a first page."""
     if pfn <= 0 or pfn >= words[H_END_PFN]:
         return KIND_NONE
-    return words[page_at(pfn) + PG_INFO] & KIND_MASK
+    return words[info_at(pfn)] & KIND_MASK
 
 
 @kernel
 def order_at(words: Words, pfn: int) -> int:
     """Return the order of the block that begins at ``pfn``."""
-    return words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+    return words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK
 
 
 @kernel
 def pages_at(words: Words, pfn: int) -> int:
     """Return the length in pages of the block or run that begins at ``pfn``, 1 inside one."""
-    page = page_at(pfn)
-    kind = words[page + PG_INFO] & KIND_MASK
+    kind = words[info_at(pfn)] & KIND_MASK
     if kind == KIND_RUN:
-        return words[page + PG_MAP0]
+        return words[page_at(words, pfn) + PG_MAP0]
     if kind == KIND_TAIL:
         return 1
-    return 1 << (words[page + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
+    return 1 << (words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK)
 
 
 @entry

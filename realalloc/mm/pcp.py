@@ -39,7 +39,6 @@ from realalloc.mm.layout import (
     ORDER_SHIFT,
     PAGE_LISTED,
     PAGE_SHIFT,
-    PG_INFO,
     SHEAF_BLOCK_ORDERS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
@@ -51,7 +50,7 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
     ZONE_SHIFT,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.pages import info_at, kind_of, order_at, pages_at, zone_at
 from realalloc.mm.sheaf import (
     bad_sheaves,
     count_of,
@@ -132,7 +131,7 @@ def _take(words: Words, d: int, order: int, kind: int) -> int:
     pfn = words[top] >> PAGE_SHIFT
     if pfn != 0:
         words[at] = top - 1
-        words[page_at(pfn) + PG_INFO] = block_info(order, kind)
+        words[info_at(pfn)] = block_info(order, kind)
     return pfn
 
 
@@ -162,8 +161,7 @@ def pop_block_slow(words: Words, order: int, kind: int) -> int:
 @kernel
 def push_block(words: Words, pfn: int) -> int:
     """Keep a block of KIND_PAGES or KIND_LARGE for the calling thread; 0 if it has no room."""
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
+    info = words[info_at(pfn)]
     order = info >> ORDER_SHIFT & ORDER_MASK
     if order >= SHEAF_BLOCK_ORDERS or info >> ZONE_SHIFT & ZONE_MASK != ZONE_NORMAL:
         return 0
@@ -174,7 +172,7 @@ def push_block(words: Words, pfn: int) -> int:
     exchange_for_room(words, d)
     done = put(words, d, pfn << PAGE_SHIFT)
     if done == 1:
-        words[page + PG_INFO] = block_info(order, KIND_CACHED)
+        words[info_at(pfn)] = block_info(order, KIND_CACHED)
     leave(words, slot)
     return done
 
@@ -201,8 +199,7 @@ def _own_sheaf(words: Words, order: int, capacity: int) -> int:
 @entry
 def keep_block_locked(words: Words, pfn: int) -> int:
     """Keep a block of KIND_PAGES or KIND_LARGE for the calling thread, making room; 0 if it cannot."""
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
+    info = words[info_at(pfn)]
     order = info >> ORDER_SHIFT & ORDER_MASK
     capacity = _capacity(words, order)
     if capacity == 0 or info >> ZONE_SHIFT & ZONE_MASK != ZONE_NORMAL:
@@ -220,7 +217,7 @@ def keep_block_locked(words: Words, pfn: int) -> int:
             for at in range(base + half, words[d + D_PUT] + 1):
                 words[at - half] = words[at]
             words[d + D_PUT] -= half
-    words[page + PG_INFO] = block_info(order, KIND_CACHED)
+    words[info_at(pfn)] = block_info(order, KIND_CACHED)
     put(words, d, pfn << PAGE_SHIFT)
     return 1
 
@@ -234,7 +231,7 @@ def fetch_block_locked(words: Words, order: int, kind: int, gfp: int) -> int:
     if pfn < 0:
         return pfn
     words[H_BLOCKS] += 1
-    words[page_at(pfn) + PG_INFO] = block_info(order, kind)
+    words[info_at(pfn)] = block_info(order, kind)
     more = _batch(words, order) - 1
     d = _own_sheaf(words, order, _capacity(words, order)) if more > 0 else 0
     if d != 0 and count_of(words, d) == 0:
@@ -270,12 +267,12 @@ def _mark(words: Words, order: int, begin: int, end: int) -> int:
     """Mark the blocks in words ``[begin, end)``; return how many are no cached ones of the order, or marked already."""
     wrong = 0
     for at in range(begin, end):
-        page = page_at(words[at] >> PAGE_SHIFT)
-        if kind_of(words, words[at] >> PAGE_SHIFT) != KIND_CACHED or words[page + PG_INFO] & PAGE_LISTED != 0:
+        pfn = words[at] >> PAGE_SHIFT
+        if kind_of(words, pfn) != KIND_CACHED or words[info_at(pfn)] & PAGE_LISTED != 0:
             wrong += 1
         else:
-            wrong += 1 if order_at(words, words[at] >> PAGE_SHIFT) != order else 0
-            words[page + PG_INFO] |= PAGE_LISTED
+            wrong += 1 if order_at(words, pfn) != order else 0
+            words[info_at(pfn)] |= PAGE_LISTED
     return wrong
 
 
@@ -308,7 +305,7 @@ def _unmark_all(words: Words) -> int:
         kind = kind_of(words, pfn)
         if kind == KIND_CACHED:
             found += 1
-            words[page_at(pfn) + PG_INFO] &= ~PAGE_LISTED
+            words[info_at(pfn)] &= ~PAGE_LISTED
         found += 1 << 32 if kind == KIND_RECORD else 0
         pfn += pages_at(words, pfn)
     return found

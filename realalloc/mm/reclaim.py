@@ -18,6 +18,7 @@ from realalloc.mm.layout import (
     GFP_NORETRY_BIT,
     H_CACHES,
     H_MAX_ORDER,
+    H_MEMMAP,
     H_NR_RECORDS,
     H_VM_LAZY_PAGES,
     KIND_FREE,
@@ -33,14 +34,7 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import (
-    count_resident,
-    kind_of,
-    order_at,
-    page_at,
-    pages_at,
-    zone_at,
-)
+from realalloc.mm.pages import count_resident, info_at, kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.pcp import drain_blocks_locked
 from realalloc.mm.pressure import account_stall_locked
 from realalloc.mm.prim import MADV_DONTNEED, madvise, monotonic_ns
@@ -142,12 +136,20 @@ def _last_free_block(words: Words, zone: int) -> int:
     return 0
 
 
+@kernel
+def _drop(words: Words, begin: int, end: int) -> None:
+    """Give back the whole pages of a table between two words; its end is one of a page."""
+    begin = (begin + PAGE_WORDS - 1) // PAGE_WORDS
+    if begin < end // PAGE_WORDS:
+        madvise(address_of(words) + (begin << PAGE_SHIFT), (end // PAGE_WORDS - begin) << PAGE_SHIFT, MADV_DONTNEED)
+
+
 @entry
 def retreat(words: Words, zone: int) -> int:
-    """Lower a zone's frontier over free blocks that hold no memory, by page blocks where pages are grouped, and drop the
-    memmap behind it; return its pfn.
+    """Lower a zone's frontier over free blocks that hold no memory, by page blocks where pages are grouped, and drop what
+    is known of the pages behind it; return its pfn.
 
-    Only for the last zone: the memmap behind its frontier describes nothing.
+    Only for the last zone: what is known of pages behind its frontier describes nothing.
     """
     lock(words)
     z = zone_at(zone)
@@ -160,9 +162,7 @@ def retreat(words: Words, zone: int) -> int:
         pfn = _last_free_block(words, zone)
     reach_page_block(words, zone)
     frontier = words[z + Z_FRONTIER_PFN]
-    begin = (page_at(frontier) + PAGE_WORDS - 1) // PAGE_WORDS
-    end = words[H_CACHES] // PAGE_WORDS  # of the memmap
-    if begin < end:
-        madvise(address_of(words) + (begin << PAGE_SHIFT), (end - begin) << PAGE_SHIFT, MADV_DONTNEED)
+    _drop(words, info_at(frontier), words[H_MEMMAP])
+    _drop(words, page_at(words, frontier), words[H_CACHES])
     unlock(words)
     return frontier

@@ -37,7 +37,6 @@ from realalloc.mm.layout import (
     PAGE_BYTES,
     PAGE_SHIFT,
     PAGE_WORDS,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
     V_BYTES,
@@ -49,7 +48,7 @@ from realalloc.mm.layout import (
     Z_FRONTIER_PFN,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, zone_at, zone_of
+from realalloc.mm.pages import info_at, kind_of, order_at, page_at, zone_at, zone_of
 from realalloc.mm.pcp import block_info
 from realalloc.mm.prim import forget
 from realalloc.mm.reclaim import reclaim_locked
@@ -90,7 +89,7 @@ def _grow_block_locked(words: Words, pfn: int, order: int) -> int:
         return ENOMEM
     words[z + Z_FREE_PAGES] -= more
     account_allocated(words, more)
-    words[page_at(pfn) + PG_INFO] = block_info(order, KIND_LARGE)
+    words[info_at(pfn)] = block_info(order, KIND_LARGE)
     return OK
 
 
@@ -166,14 +165,14 @@ def _grow_area_locked(words: Words, granule: int, nbytes: int) -> int:
     last = first
     pfn = first
     while pfn != 0:
-        words[page_at(pfn) + PG_MAP0] = target
+        words[page_at(words, pfn) + PG_MAP0] = target
         last = pfn
-        pfn = words[page_at(pfn) + PG_LINK]
-    words[page_at(last) + PG_LINK] = head
+        pfn = words[page_at(words, pfn) + PG_LINK]
+    words[page_at(words, last) + PG_LINK] = head
     pfn = head
     while pfn != 0:
-        words[page_at(pfn) + PG_MAP0] = target
-        pfn = words[page_at(pfn) + PG_LINK]
+        words[page_at(words, pfn) + PG_MAP0] = target
+        pfn = words[page_at(words, pfn) + PG_LINK]
     if target != granule:
         forget(address_of(words) + area_offset(words, granule), have << PAGE_SHIFT)
         free_addresses(words, granule)

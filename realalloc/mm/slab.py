@@ -27,11 +27,10 @@ from realalloc.mm.layout import (
     OK,
     PAGE_CONSTRUCTING,
     PAGE_SHIFT,
-    PG_INFO,
     RECIPROCAL_SHIFT,
     SLAB_BYTES_SHIFT,
 )
-from realalloc.mm.pages import page_at
+from realalloc.mm.pages import info_at, page_at
 from realalloc.mm.slab_page import (
     activate,
     cache_of,
@@ -105,7 +104,7 @@ def take_objects_locked(words: Words, c: int, begin: int, end: int, gfp: int) ->
 @kernel
 def free_in_slab_locked(words: Words, c: int, pfn: int, offset: int) -> int:
     """Free an object of the slab at ``pfn`` (0: there is none), of cache ``c`` (0: of any); EINVAL if it is not live."""
-    if pfn == 0 or words[page_at(pfn) + PG_INFO] & PAGE_CONSTRUCTING:
+    if pfn == 0 or words[info_at(pfn)] & PAGE_CONSTRUCTING:
         return EINVAL
     owner = cache_of(words, pfn)
     if c != 0 and c != owner:
@@ -127,8 +126,8 @@ def _commit(words: Words, c: int, slab: int, where: int, fresh: int) -> int:
     words[where] = before | fresh
     words[c + C_FREES] += popcount(fresh)
     pfn = slab >> PAGE_SHIFT
-    page = page_at(pfn)
-    full = low_mask(min(objects_of(words[page + PG_INFO]) - 64 * (where - map_at(words, c, page)), 64))
+    page = page_at(words, pfn)
+    full = low_mask(min(objects_of(words[info_at(pfn)]) - 64 * (where - map_at(words, c, page)), 64))
     if (before != 0 and before | fresh != full) or words[c + C_ACTIVE] == pfn or settle_locked(words, c, pfn) != 1:
         return 0
     release_slab_locked(words, c, pfn)
@@ -159,17 +158,17 @@ def free_objects_locked(words: Words, c: int, begin: int, end: int) -> int:
             if fresh != 0:
                 _commit(words, c, slab, where, fresh)
                 fresh = 0
-            info = words[page_at(offset >> PAGE_SHIFT) + PG_INFO]
+            info = words[info_at(offset >> PAGE_SHIFT)]
             span = 1 << (info >> SLAB_BYTES_SHIFT) if info & KIND_OBJECTS_BIT else 0
             slab = offset & ~(span - 1)  # a slab is aligned to its size
-            with_ctor = span != 0 and words[page_at(slab >> PAGE_SHIFT) + PG_INFO] & PAGE_CONSTRUCTING != 0
+            with_ctor = span != 0 and words[info_at(slab >> PAGE_SHIFT)] & PAGE_CONSTRUCTING != 0
             if span == 0 or with_ctor or info >> CACHE_SHIFT & CACHE_MASK != index:
                 refused += 1
                 at += 1
                 span = 0
                 continue
             objects = objects_of(info)
-            first_word = map_at(words, c, page_at(slab >> PAGE_SHIFT))
+            first_word = map_at(words, c, page_at(words, slab >> PAGE_SHIFT))
             where = 0
         k = (offset - slab) * reciprocal >> RECIPROCAL_SHIFT
         if first_word + (k >> 6) != where:
@@ -205,7 +204,7 @@ def map_bit_of(words: Words, c: int, offset: int) -> int:
     if c != 0 and c != owner:
         return EINVAL
     index = index_of(words, owner, pfn, offset)
-    return (map_at(words, owner, page_at(pfn)) << 6) + index if index >= 0 else EINVAL
+    return (map_at(words, owner, page_at(words, pfn)) << 6) + index if index >= 0 else EINVAL
 
 
 @entry

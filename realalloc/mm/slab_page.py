@@ -58,7 +58,6 @@ from realalloc.mm.layout import (
     KIND_NONE,
     KIND_SLAB,
     KIND_TAIL,
-    MEMMAP,
     OBJECTS_MASK,
     OBJECTS_SHIFT,
     OK,
@@ -71,7 +70,6 @@ from realalloc.mm.layout import (
     PAGE_STRUCT_WORDS,
     PENDING_MASK,
     PENDING_SHIFT,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
     RECIPROCAL_SHIFT,
@@ -81,7 +79,7 @@ from realalloc.mm.layout import (
     SLAB_BYTES_SHIFT,
     WORD_BYTES,
 )
-from realalloc.mm.pages import page_at
+from realalloc.mm.pages import info_at, links_at, page_at
 from realalloc.mm.watermark import get_block_locked
 
 
@@ -110,10 +108,10 @@ def map_words_of(words: Words, c: int) -> int:
 
 
 @kernel
-def fill_map(words: Words, c: int, page: int, value: int) -> None:
+def fill_map(words: Words, c: int, pfn: int, value: int) -> None:
     """Mark all objects of a slab free (value 1) or in use (0); bits behind the last object are 0."""
-    at = map_at(words, c, page)
-    objects = objects_of(words[page + PG_INFO])
+    at = map_at(words, c, page_at(words, pfn))
+    objects = objects_of(words[info_at(pfn)])
     for k in range(map_words_of(words, c)):
         left = min(max(objects - 64 * k, 0), 64)
         words[at + k] = low_mask(left) if value == 1 else 0
@@ -122,48 +120,48 @@ def fill_map(words: Words, c: int, page: int, value: int) -> None:
 @kernel
 def slab_list_add(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
     """Put a slab on its cache's partial or empty list."""
-    words[page_at(pfn) + PG_INFO] |= PAGE_LISTED
-    push_front(words, c + list_field, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[info_at(pfn)] |= PAGE_LISTED
+    push_front(words, c + list_field, links_at(words), PAGE_STRUCT_WORDS, pfn)
     words[c + count_field] += 1
 
 
 @kernel
 def slab_list_remove(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
     """Take a slab off its cache's partial or empty list."""
-    words[page_at(pfn) + PG_INFO] &= ~PAGE_LISTED
-    remove(words, c + list_field, MEMMAP + PG_LINK, PAGE_STRUCT_WORDS, pfn)
+    words[info_at(pfn)] &= ~PAGE_LISTED
+    remove(words, c + list_field, links_at(words), PAGE_STRUCT_WORDS, pfn)
     words[c + count_field] -= 1
 
 
 @kernel
 def set_sheaf_index(words: Words, pfn: int, index: int) -> None:
     """Say on every page of a slab in which sheaf its objects go when they are freed; 0: the slow way."""
-    pages = 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
-    for page in range(page_at(pfn), page_at(pfn + pages), PAGE_STRUCT_WORDS):
-        words[page + PG_INFO] = words[page + PG_INFO] & ~(SHEAF_MASK << SHEAF_SHIFT) | index << SHEAF_SHIFT
+    pages = 1 << (words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK)
+    for at in range(info_at(pfn), info_at(pfn + pages)):
+        words[at] = words[at] & ~(SHEAF_MASK << SHEAF_SHIFT) | index << SHEAF_SHIFT
 
 
 @kernel
 def show_sheaf_index(words: Words, c: int, pfn: int) -> None:
     """Let the objects of a slab go into sheaves, unless it is of another order than most: the fast path knows one geometry."""
-    if words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK == words[c + C_ORDER]:
+    if words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK == words[c + C_ORDER]:
         set_sheaf_index(words, pfn, words[c + C_SHEAF] // SHEAF_DESC_WORDS)
 
 
 @kernel
 def _make_slab(words: Words, c: int, pfn: int, order: int, map_word: int) -> None:
     """Turn a fresh block into a slab, all of its objects free."""
-    page = page_at(pfn)
+    page = page_at(words, pfn)
     index = (c - words[H_CACHES]) // CACHE_WORDS
     objects = (PAGE_BYTES << order) // words[c + C_STRIDE_BYTES]
-    words[page + PG_INFO] |= index << CACHE_SHIFT | objects << OBJECTS_SHIFT | (PAGE_SHIFT + order) << SLAB_BYTES_SHIFT
+    words[info_at(pfn)] |= index << CACHE_SHIFT | objects << OBJECTS_SHIFT | (PAGE_SHIFT + order) << SLAB_BYTES_SHIFT
     words[page + PG_LINK] = 0
     if map_word != 0:
         words[page + PG_MAP0] = map_word
-    fill_map(words, c, page, 1)
+    fill_map(words, c, pfn, 1)
     for tail in range(pfn + 1, pfn + (1 << order)):
-        words[page_at(tail) + PG_INFO] = words[page + PG_INFO] ^ (KIND_SLAB ^ KIND_TAIL)
-        words[page_at(tail) + PG_LINK] = pfn
+        words[info_at(tail)] = words[info_at(pfn)] ^ (KIND_SLAB ^ KIND_TAIL)
+        words[page_at(words, tail) + PG_LINK] = pfn
     show_sheaf_index(words, c, pfn)
     words[c + C_NR_SLABS] += 1
     words[c + C_SLAB_ALLOCS] += 1
@@ -203,14 +201,14 @@ def _new_inner_slab(words: Words, c: int, gfp: int) -> int:
     """Make a slab for a cache whose free maps fit into the struct page."""
     pfn = _alloc_slab_block(words, c, gfp)
     if pfn > 0:
-        _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, 0)
+        _make_slab(words, c, pfn, words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK, 0)
     return pfn
 
 
 @kernel
 def point_at(words: Words, c: int, pfn: int) -> int:
     """Make the first map word with a free object serve; return ``pfn``, or 0 if the slab is full."""
-    page = page_at(pfn)
+    page = page_at(words, pfn)
     at = map_at(words, c, page)
     for k in range(map_words_of(words, c)):
         if words[at + k] != 0:
@@ -277,9 +275,9 @@ def _alloc_map(words: Words, gfp: int) -> int:
 
 @kernel
 def _release_block(words: Words, c: int, pfn: int) -> None:
-    order = words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK
+    order = words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK
     for tail in range(pfn + 1, pfn + (1 << order)):
-        words[page_at(tail) + PG_INFO] = KIND_NONE
+        words[info_at(tail)] = KIND_NONE
     words[c + C_NR_SLABS] -= 1
     words[c + C_SLAB_FREES] += 1
     free_block_locked(words, pfn)
@@ -300,8 +298,8 @@ def free_objects(words: Words, c: int, page: int) -> int:
 @entry
 def settle_locked(words: Words, c: int, pfn: int) -> int:
     """Put a slab that is not active where it belongs after a free: partial list, empty list; 1 if it is superfluous."""
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
+    page = page_at(words, pfn)
+    info = words[info_at(pfn)]
     if free_objects(words, c, page) != objects_of(info):
         if info & PAGE_LISTED == 0:
             slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
@@ -319,7 +317,7 @@ def put_object(words: Words, c: int, pfn: int, index: int) -> int:
     """Set an object's free bit and move its slab where it now belongs; EINVAL if the bit was set. Return 1 if the
     slab is now a superfluous empty one, which the caller must release.
     """
-    page = page_at(pfn)
+    page = page_at(words, pfn)
     at = map_at(words, c, page) + (index >> 6)
     mask = bit(index & 63)
     before = words[at]
@@ -327,7 +325,7 @@ def put_object(words: Words, c: int, pfn: int, index: int) -> int:
         return EINVAL
     words[at] = before | mask
     words[c + C_FREES] += 1
-    full = low_mask(min(objects_of(words[page + PG_INFO]) - (index & ~63), 64))
+    full = low_mask(min(objects_of(words[info_at(pfn)]) - (index & ~63), 64))
     if (before != 0 and before | mask != full) or words[c + C_ACTIVE] == pfn:
         return OK  # neither the first free object of its word nor the last: the slab stays where it is
     return settle_locked(words, c, pfn)
@@ -354,7 +352,7 @@ def new_slab_locked(words: Words, c: int, gfp: int) -> int:
     if pfn < 0:
         _put_map(words, map_word)
         return pfn
-    _make_slab(words, c, pfn, words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK, map_word)
+    _make_slab(words, c, pfn, words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK, map_word)
     return pfn
 
 
@@ -362,7 +360,7 @@ def new_slab_locked(words: Words, c: int, gfp: int) -> int:
 def release_slab_locked(words: Words, c: int, pfn: int) -> int:
     """Give a slab that is on no list back to the buddy."""
     if words[c + C_FLAGS] & CF_EXTERNAL_MAP:
-        _put_map(words, words[page_at(pfn) + PG_MAP0])
+        _put_map(words, words[page_at(words, pfn) + PG_MAP0])
     _release_block(words, c, pfn)
     return OK
 
@@ -372,8 +370,8 @@ def head_of(words: Words, pfn: int) -> int:
     """Return the first page of the slab that ``pfn`` is in, 0 if it is in none."""
     if pfn <= 0 or pfn >= words[H_END_PFN]:
         return 0
-    page = page_at(pfn)
-    kind = words[page + PG_INFO] & KIND_MASK
+    page = page_at(words, pfn)
+    kind = words[info_at(pfn)] & KIND_MASK
     if kind == KIND_TAIL:
         return words[page + PG_LINK]
     return pfn if kind == KIND_SLAB else 0
@@ -382,7 +380,7 @@ def head_of(words: Words, pfn: int) -> int:
 @kernel
 def cache_of(words: Words, pfn: int) -> int:
     """Return the word index of the cache that owns a slab."""
-    return words[H_CACHES] + (words[page_at(pfn) + PG_INFO] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
+    return words[H_CACHES] + (words[info_at(pfn)] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
 
 
 @kernel
@@ -390,6 +388,6 @@ def index_of(words: Words, c: int, pfn: int, offset: int) -> int:
     """Return which object of a slab begins at ``offset``, EINVAL if none does."""
     nbytes = offset - (pfn << PAGE_SHIFT)
     index = nbytes * words[c + C_RECIPROCAL] >> RECIPROCAL_SHIFT
-    if index * words[c + C_STRIDE_BYTES] != nbytes or index >= objects_of(words[page_at(pfn) + PG_INFO]):
+    if index * words[c + C_STRIDE_BYTES] != nbytes or index >= objects_of(words[info_at(pfn)]):
         return EINVAL
     return index

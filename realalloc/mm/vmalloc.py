@@ -56,7 +56,6 @@ from realalloc.mm.layout import (
     ORDER_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
     V_BYTES,
@@ -72,7 +71,7 @@ from realalloc.mm.layout import (
     Z_COUNTS,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, page_at, zone_at
+from realalloc.mm.pages import clear_resident_locked, info_at, page_at, zone_at
 from realalloc.mm.prim import MADV_DONTNEED, forget, is_several, madvise, may_move, move_pages, renew
 from realalloc.mm.watermark import may_reclaim, may_take
 from realalloc.mm.window import (
@@ -129,8 +128,8 @@ def map_chain(words: Words, pfn: int, target: int, limit: int) -> int:
         pages = 0
         at = pfn
         while at == pfn + pages and at != 0:
-            pages += 1 << (words[page_at(at) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
-            at = words[page_at(at) + PG_LINK]
+            pages += 1 << (words[info_at(at)] >> ORDER_SHIFT & ORDER_MASK)
+            at = words[page_at(words, at) + PG_LINK]
         status = move_range(words, pfn << PAGE_SHIFT, target + (mapped << PAGE_SHIFT), pages)
         if status != OK:
             return mapped - status - 1
@@ -144,23 +143,23 @@ def unmap_chain(words: Words, pfn: int, source: int, mapped: int) -> None:
     """Move the first ``mapped`` pages of chained blocks back to their page frames; what cannot move is dropped."""
     done = 0
     while pfn != 0 and done < mapped:
-        pages = min(1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
+        pages = min(1 << (words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK), mapped - done)
         status = move_range(words, source + (done << PAGE_SHIFT), pfn << PAGE_SHIFT, pages)
         if status != OK:  # the rest is dropped with the window below: reads as zero again
             back = -status - 1
             renew(address_of(words) + ((pfn + back) << PAGE_SHIFT), (pages - back) << PAGE_SHIFT)
             clear_resident_locked(words, pfn + back, pages - back)
         done += pages
-        pfn = words[page_at(pfn) + PG_LINK]
+        pfn = words[page_at(words, pfn) + PG_LINK]
 
 
 @kernel
 def free_chain(words: Words, pfn: int, dropped: int) -> None:
     """Free chained blocks."""
     while pfn != 0:
-        following = words[page_at(pfn) + PG_LINK]
+        following = words[page_at(words, pfn) + PG_LINK]
         if dropped != 0:
-            clear_resident_locked(words, pfn, 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK))
+            clear_resident_locked(words, pfn, 1 << (words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK))
         free_block_locked(words, pfn)
         pfn = following
 
@@ -205,7 +204,7 @@ def collect_blocks(words: Words, pages: int, gfp: int) -> int:
         if last == 0:
             head = pfn
         else:
-            words[page_at(last) + PG_LINK] = pfn
+            words[page_at(words, last) + PG_LINK] = pfn
         last = pfn
         pages -= 1 << order
     return head
@@ -331,8 +330,8 @@ def _new_area(words: Words, pages: int, gfp: int) -> int:
     words[area + V_PAGES] = pages
     pfn = head
     while pfn != 0:
-        words[page_at(pfn) + PG_MAP0] = granule
-        pfn = words[page_at(pfn) + PG_LINK]
+        words[page_at(words, pfn) + PG_MAP0] = granule
+        pfn = words[page_at(words, pfn) + PG_LINK]
     mapped = map_chain(words, head, area_offset(words, granule), pages)
     if mapped != pages:
         unmap_chain(words, head, area_offset(words, granule), mapped)
@@ -398,11 +397,11 @@ def _validate_area(words: Words, granule: int) -> int:
     wanted = words[area_at(words, granule) + V_PAGES]
     pages = 0
     while pfn != 0:
-        info = words[page_at(pfn) + PG_INFO]
-        if pages >= wanted or info & KIND_MASK != KIND_AREA or words[page_at(pfn) + PG_MAP0] != granule:
+        info = words[info_at(pfn)]
+        if pages >= wanted or info & KIND_MASK != KIND_AREA or words[page_at(words, pfn) + PG_MAP0] != granule:
             return BAD_AREA_BLOCKS
         pages += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
-        pfn = words[page_at(pfn) + PG_LINK]
+        pfn = words[page_at(words, pfn) + PG_LINK]
     if pages != wanted or pages >= area_granules(words, granule) * GRANULE_PAGES:
         return BAD_AREA_BLOCKS
     return pages

@@ -36,22 +36,19 @@ from realalloc.mm.layout import (
     EINVAL,
     H_ZERO,
     KIND_SLAB,
-    MEMMAP,
     OK,
     PAGE_BYTES,
     PAGE_CONSTRUCTING,
     PAGE_LISTED,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
-    PG_INFO,
-    PG_LINK,
     S_COUNT,
     S_NEXT,
     S_OBJECTS,
     Z_FRONTIER_PFN,
     Z_START_PFN,
 )
-from realalloc.mm.pages import kind_of, order_at, page_at, pages_at, zone_at
+from realalloc.mm.pages import info_at, kind_of, links_at, order_at, page_at, pages_at, zone_at
 from realalloc.mm.sheaf import bad_sheaves
 from realalloc.mm.slab import is_live_object, map_bit_of
 from realalloc.mm.slab_page import cache_of, free_objects, map_at, map_words_of, objects_of, pending_of
@@ -137,8 +134,8 @@ def next_slab(words: Words, c: int, pfn: int) -> int:
 
 @kernel
 def _validate_slab(words: Words, c: int, pfn: int) -> int:
-    page = page_at(pfn)
-    info = words[page + PG_INFO]
+    page = page_at(words, pfn)
+    info = words[info_at(pfn)]
     objects = objects_of(info)
     free = free_objects(words, c, page)
     if objects != (PAGE_BYTES << order_at(words, pfn)) // words[c + C_STRIDE_BYTES]:
@@ -157,7 +154,7 @@ def _validate_slab(words: Words, c: int, pfn: int) -> int:
 
 @kernel
 def _validate_list(words: Words, c: int, list_field: int, count_field: int, empty: int) -> int:
-    links = MEMMAP + PG_LINK
+    links = links_at(words)
     count = words[c + count_field]
     if count_list(words, c + list_field, links, PAGE_STRUCT_WORDS, count) != count:
         return BAD_SLAB_LIST
@@ -165,8 +162,8 @@ def _validate_list(words: Words, c: int, list_field: int, count_field: int, empt
     while pfn != 0:
         if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
             return BAD_SLAB_LIST
-        page = page_at(pfn)
-        if (free_objects(words, c, page) == objects_of(words[page + PG_INFO])) != (empty == 1):
+        page = page_at(words, pfn)
+        if (free_objects(words, c, page) == objects_of(words[info_at(pfn)])) != (empty == 1):
             return BAD_SLAB_LIST
         pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
     return OK
@@ -179,7 +176,7 @@ def _validate_active(words: Words, c: int) -> int:
         return OK if words[c + C_AT] == H_ZERO and words[H_ZERO] == 0 else BAD_SLAB_LIST
     if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
         return BAD_SLAB_LIST
-    k = words[c + C_AT] - map_at(words, c, page_at(pfn))
+    k = words[c + C_AT] - map_at(words, c, page_at(words, pfn))
     if not 0 <= k < map_words_of(words, c):
         return BAD_SLAB_LIST
     begin = (pfn << PAGE_SHIFT) + 64 * k * words[c + C_STRIDE_BYTES]
@@ -200,8 +197,8 @@ def validate_cache_locked(words: Words, c: int) -> int:
     pfn = next_slab(words, c, 0)
     while pfn != 0 and status == OK:
         status = _validate_slab(words, c, pfn)
-        page = page_at(pfn)
-        info = words[page + PG_INFO]
+        page = page_at(words, pfn)
+        info = words[info_at(pfn)]
         slabs += 1
         listed += 1 if info & PAGE_LISTED else 0
         inuse += 0 if info & PAGE_CONSTRUCTING else objects_of(info) - free_objects(words, c, page)

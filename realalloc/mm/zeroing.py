@@ -25,13 +25,12 @@ from realalloc.mm.layout import (
     ORDER_SHIFT,
     PAGE_SHIFT,
     PAGE_WORDS,
-    PG_INFO,
     PG_LINK,
     WORD_BYTES,
     Y_NS,
     ZONE_NORMAL,
 )
-from realalloc.mm.pages import clear_resident_locked, count_resident, is_resident, page_at, zero_range
+from realalloc.mm.pages import clear_resident_locked, count_resident, info_at, is_resident, page_at, zero_range
 from realalloc.mm.prim import MADV_DONTNEED, madvise
 
 
@@ -94,8 +93,8 @@ def zero_chain(words: Words, pfn: int, offset: int) -> int:
         begin = pfn
         pages = 0
         while pfn == begin + pages and pfn != 0:
-            pages += 1 << (words[page_at(pfn) + PG_INFO] >> ORDER_SHIFT & ORDER_MASK)
-            pfn = words[page_at(pfn) + PG_LINK]
+            pages += 1 << (words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK)
+            pfn = words[page_at(words, pfn) + PG_LINK]
         zero_memory(words, offset, begin, pages)
         offset += pages << PAGE_SHIFT
     return OK

@@ -13,6 +13,7 @@ from kernels import (
     assert_unchanged,
     blocks_that_fit,
     free_blocks,
+    info_index,
     is_zero,
     metadata,
     page_index,
@@ -47,7 +48,6 @@ from realalloc.mm.layout import (
     KIND_NONE,
     KIND_PAGES,
     ORDER_SHIFT,
-    PG_INFO,
     PG_LINK,
     Z_ALLOCS,
     Z_COUNTS,
@@ -339,8 +339,8 @@ def split_by_hand(raw: RawArena, _pfn: int) -> None:
     half = pfn + (1 << (order - 1))
     old = raw.words[z(Z_HEADS + order - 1)] >> 32
     raw.words[z(Z_HEADS + order)] = raw.words[z(Z_COUNTS + order)] = 0
-    raw.words[page_index(raw, pfn) + PG_INFO] = KIND_FREE | (order - 1) << ORDER_SHIFT
-    raw.words[page_index(raw, half) + PG_INFO] = KIND_FREE | (order - 1) << ORDER_SHIFT
+    raw.words[info_index(pfn)] = KIND_FREE | (order - 1) << ORDER_SHIFT
+    raw.words[info_index(half)] = KIND_FREE | (order - 1) << ORDER_SHIFT
     raw.words[page_index(raw, pfn) + PG_LINK] = half << 32
     raw.words[page_index(raw, half) + PG_LINK] = old << 32 | pfn
     if old:
@@ -360,16 +360,19 @@ def poke(index: int, change: int):
 
 def poke_info(change, inner: int = 0):
     def damage(raw: RawArena, pfn: int) -> None:
-        at = page_index(raw, pfn + inner) + PG_INFO
+        at = info_index(pfn + inner)
         raw.words[at] = change(int(raw.words[at]))
 
     return damage
 
 
-def poke_free(field: int, change):
+def poke_free(field: int | None, change):
+    """Change a field of a free block's struct page, or what the page is (None)."""
+
     def damage(raw: RawArena, _pfn: int) -> None:
         _, pfn = lone_block(raw)
-        raw.words[page_index(raw, pfn) + field] = change(int(raw.words[page_index(raw, pfn) + field]))
+        at = info_index(pfn) if field is None else page_index(raw, pfn) + field
+        raw.words[at] = change(int(raw.words[at]))
 
     return damage
 
@@ -388,8 +391,8 @@ DAMAGE = {
     "a lost head": (BAD_FREE_LIST, lambda raw, _: raw.words.__setitem__(z(Z_HEADS + lone_block(raw)[0]), 0)),
     "a lost tail": (BAD_FREE_LIST, forget_last),
     "a back link": (BAD_FREE_LIST, poke_free(PG_LINK, lambda link: link | 99)),
-    "a listed block of another kind": (BAD_FREE_LIST, poke_free(PG_INFO, lambda info: info ^ KIND_FREE ^ KIND_PAGES)),
-    "a listed block of another order": (BAD_FREE_LIST, poke_free(PG_INFO, lambda info: info ^ 1 << ORDER_SHIFT)),
+    "a listed block of another kind": (BAD_FREE_LIST, poke_free(None, lambda info: info ^ KIND_FREE ^ KIND_PAGES)),
+    "a listed block of another order": (BAD_FREE_LIST, poke_free(None, lambda info: info ^ 1 << ORDER_SHIFT)),
     "the sum of free pages": (BAD_FREE_COUNT, poke(z(Z_FREE_PAGES), 1)),
     "two free buddies": (BAD_UNMERGED, split_by_hand),
     "the sum of allocated pages": (BAD_PAGE_SUM, poke(H_ALLOCATED_PAGES, -1)),

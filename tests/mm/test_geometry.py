@@ -16,9 +16,9 @@ from realalloc.mm.layout import (
     H_NR_ZONES,
     HUGE_NEVER,
     HUGE_ORDER,
+    INFOS,
     KMALLOC_TABLE,
     MAGIC,
-    MEMMAP,
     NULL_RECORD,
     PAGE_BYTES,
     PAGE_WORDS,
@@ -37,13 +37,24 @@ CASES = [
 def test_tables_follow_each_other_without_overlap(size: int, max_order: int, dma: int, limit: int | None) -> None:
     made = plan(size, max_order, dma, limit)
     assert made.end_pfn == size // PAGE_BYTES
-    starts = [0, THREADS, NULL_RECORD, MEMMAP, made.caches, made.resmap, made.vmap, made.meta_pages * PAGE_WORDS]
+    starts = [
+        0,
+        THREADS,
+        NULL_RECORD,
+        INFOS,
+        made.memmap,
+        made.caches,
+        made.resmap,
+        made.vmap,
+        made.meta_pages * PAGE_WORDS,
+    ]
     assert all(start % PAGE_WORDS == 0 for start in starts)  # each on pages of its own
     ends = [
         layout.SHEAF_OWNERS + layout.SHEAF_INDICES,
         THREADS + layout.THREAD_SLOTS * layout.THREAD_WORDS,
         NULL_RECORD + layout.RECORD_WORDS,
-        MEMMAP + made.end_pfn * layout.PAGE_STRUCT_WORDS,
+        INFOS + made.end_pfn,
+        made.memmap + made.end_pfn * layout.PAGE_STRUCT_WORDS,
         made.caches + made.max_caches * layout.CACHE_WORDS,
         made.resmap + -(-made.end_pfn // 64),
         made.vmap + made.granules * layout.AREA_WORDS,
@@ -73,9 +84,9 @@ def test_a_fresh_arena_is_its_header_and_nothing_else(dma: int) -> None:
     assert words[H_MAGIC] == MAGIC
     assert words[H_END_PFN] == 256
     assert words[H_NR_ZONES] == (2 if dma else 1)
-    locked_out = words[NULL_RECORD:MEMMAP].reshape(-1, layout.SHEAF_DESC_WORDS)
+    locked_out = words[NULL_RECORD:INFOS].reshape(-1, layout.SHEAF_DESC_WORDS)
     assert (locked_out[:, [layout.D_TOP, layout.D_PUT, layout.D_PUT_END]] == layout.H_ZERO).all()
     assert (locked_out[:, [layout.D_BASE, layout.D_PUT_BASE]] == layout.H_ZERO + 1).all()
     assert not locked_out[:, [layout.R_NEXT, layout.D_MAGIC, layout.D_LAST_BYTES]].any()
-    words[NULL_RECORD:MEMMAP] = 0
+    words[NULL_RECORD:INFOS] = 0
     assert not words[KMALLOC_TABLE:].any()

@@ -23,7 +23,7 @@ def test_fields_of_a_record_are_all_different(prefix: str) -> None:
     fields = names(prefix)
     if prefix == "D_":  # the link of a record lies in its first descriptor
         fields["R_NEXT"] = layout.R_NEXT
-    assert len(fields) > 3
+    assert len(fields) >= 3
     assert len(set(fields.values())) == len(fields)
 
 

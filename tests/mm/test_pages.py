@@ -7,7 +7,7 @@ import random
 import numba
 import numpy as np
 import pytest
-from kernels import page_index
+from kernels import info_index, page_index
 from support import MIB, PAGE, RawArena
 
 from realalloc.mm.kmalloc import kmalloc
@@ -20,7 +20,6 @@ from realalloc.mm.layout import (
     KIND_PAGES,
     KIND_RUN,
     ORDER_SHIFT,
-    PG_INFO,
     PG_MAP0,
     ZONE_DMA,
     ZONE_SHIFT,
@@ -106,7 +105,7 @@ def test_any_page_can_be_asked_what_it_is(raw: RawArena) -> None:
     assert [ask(raw.words, 0, pfn) for pfn in range(block + 1, block + 4)] == [KIND_NONE] * 3
     for nowhere in (0, -1, -(1 << 40), raw.plan.end_pfn, raw.plan.end_pfn + 5, 1 << 50, *range(raw.plan.meta_pages)):
         assert ask(raw.words, 0, nowhere) == KIND_NONE
-    info = int(raw.words[page_index(raw, block) + PG_INFO])
+    info = int(raw.words[info_index(block)])
     assert info == KIND_PAGES | 2 << ORDER_SHIFT
     assert raw.words[page_index(raw, run) + PG_MAP0] == 5
 
@@ -115,7 +114,7 @@ def test_a_page_says_its_zone() -> None:
     raw = RawArena(MIB, 4, dma=20 * PAGE)
     low, high = int(alloc_pages(raw.words, 0, 1)), int(alloc_pages(raw.words, 0, 0))
     assert (ask(raw.words, 3, low), ask(raw.words, 3, high)) == (ZONE_DMA, 0)
-    assert int(raw.words[page_index(raw, low) + PG_INFO]) >> ZONE_SHIFT & 3 == ZONE_DMA
+    assert int(raw.words[info_index(low)]) >> ZONE_SHIFT & 3 == ZONE_DMA
 
 
 @pytest.mark.parametrize(("at", "count"), [(700, 0), (700, 1), (701, 3), (704, 512), (699, 1000)])

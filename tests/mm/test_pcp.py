@@ -13,12 +13,12 @@ from kernels import (
     assert_pristine,
     assert_unchanged,
     holds,
+    info_index,
     is_zero,
     kept_blocks,
     main_sheaf,
     metadata,
     own_record,
-    page_index,
     page_info,
     page_kind,
     spare_sheaf,
@@ -317,7 +317,7 @@ def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
     d = descriptor(raw, 1)
     put = int(w[d + D_PUT])
     kept = int(w[put]) // PAGE
-    live, spare = (page_index(raw, at) for at in (pfn, kept))
+    live, spare = info_index(pfn), info_index(kept)
     cached = page_info(raw, pfn) & ~KIND_MASK | KIND_CACHED
     return {
         "a cached block in no sheaf": [(live, cached)],

@@ -13,6 +13,7 @@ from kernels import (
     assert_unchanged,
     free_blocks,
     holds,
+    info_index,
     is_zero,
     metadata,
     page_index,
@@ -44,7 +45,6 @@ from realalloc.mm.layout import (
     H_VM_LAZY_PAGES,
     H_VM_PAGES,
     H_VM_START_BYTES,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
     V_BYTES,
@@ -395,7 +395,7 @@ def damaged_window() -> tuple[RawArena, dict[str, int]]:
 
 
 def first_block(raw: RawArena, at: int) -> int:
-    return page_index(raw, int(raw.words[at + 3]))
+    return int(raw.words[at + 3])
 
 
 def set_word(name: str, field: int, change):
@@ -412,9 +412,12 @@ def set_header(field: int, change):
     return damage
 
 
-def set_block(name: str, field: int, change):
+def set_block(name: str, field: int | None, change):
+    """Change a field of the struct page of an area's first block, or what the page is (None)."""
+
     def damage(raw: RawArena, at: dict[str, int]) -> None:
-        index = first_block(raw, at[name]) + field
+        pfn = first_block(raw, at[name])
+        index = info_index(pfn) if field is None else page_index(raw, pfn) + field
         raw.words[index] = change(int(raw.words[index]))
 
     return damage
@@ -434,7 +437,7 @@ DAMAGE = {
     "the pages of an area": (BAD_AREA_BLOCKS, set_word("live", V_PAGES, lambda n: n + 1)),
     "fewer pages than blocks": (BAD_AREA_BLOCKS, set_word("lazy", V_PAGES, lambda n: n - 1)),
     "a block's granule": (BAD_AREA_BLOCKS, set_block("live", PG_MAP0, lambda granule: granule + 1)),
-    "a block's kind": (BAD_AREA_BLOCKS, set_block("last", PG_INFO, lambda info: info ^ 1)),
+    "a block's kind": (BAD_AREA_BLOCKS, set_block("last", None, lambda info: info ^ 1)),
     "a broken chain": (BAD_AREA_BLOCKS, set_block("lazy", PG_LINK, lambda _: 0)),
 }
 

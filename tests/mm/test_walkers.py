@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernels import (
     barn,
+    info_index,
     kept_objects,
     main_sheaf,
     make_cache,
@@ -48,7 +49,6 @@ from realalloc.mm.layout import (
     OBJECTS_SHIFT,
     PAGE_CONSTRUCTING,
     PAGE_LISTED,
-    PG_INFO,
     PG_LINK,
     PG_MAP0,
 )
@@ -95,7 +95,7 @@ def bump(name: int, change: int = 1):
 
 def flip_info(which: int, bits: int):
     def damage(raw: RawArena, _c: int, heads: list[int]) -> None:
-        raw.words[page_index(raw, heads[which]) + PG_INFO] ^= np.int64(bits)
+        raw.words[info_index(heads[which])] ^= np.int64(bits)
 
     return damage
 
@@ -112,7 +112,7 @@ def map_beyond(raw: RawArena, _c: int, heads: list[int]) -> None:
 
 
 def change_owner(raw: RawArena, _c: int, heads: list[int]) -> None:
-    raw.words[page_index(raw, heads[0]) + PG_INFO] += 1 << 16
+    raw.words[info_index(heads[0])] += 1 << 16
 
 
 def lose(name: int):
