@@ -6,14 +6,13 @@ import os
 import sys
 
 import pytest
-from commands import child, is_plain, run, start
+from commands import child, run, start
 from support import run_child
 
 from realalloc import OutOfMemory, __version__
 from realalloc.cli import COMMANDS, make_parser
 from realalloc.cli.info import InfoCommand
-from realalloc.cli.output import ProgressLine
-from realalloc.cli.problems import BadInput, refusing
+from realalloc.cli.problems import BadInput
 
 
 @pytest.mark.parametrize("argv", [["--help"], *([c.name, "--help"] for c in COMMANDS)])
@@ -115,11 +114,6 @@ def test_a_reader_that_went_away_is_141_and_silence() -> None:
     assert (process.returncode, err) == (141, "")
 
 
-def test_refusing_names_the_file() -> None:
-    with pytest.raises(BadInput, match="^/nowhere at all: No such file or directory$"), refusing():
-        os.stat("/nowhere at all")
-
-
 def test_parser_never_exits_on_errors() -> None:
     with pytest.raises(BadInput, match="--help"):
         make_parser().parse_args(["nothing"])
@@ -133,22 +127,6 @@ def test_output_that_the_encoding_cannot_say_is_escaped() -> None:
     )
     done = run_child(code, env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9\\u4e2d\n", "")
-
-
-def test_progress_in_a_pipe_is_one_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressLine() as line:
-        for stage in ("one", "two"):
-            for done in range(5):
-                line.update(stage, done, 4)
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", "one: 4 files\ntwo: 4 files\n")
-    assert is_plain(err)
-
-
-def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressLine(quiet=True) as line:
-        line.update("one", 1, 2)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_entry_point_is_main() -> None:

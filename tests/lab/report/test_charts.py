@@ -1,8 +1,6 @@
-"""Charts as PNG: what is drawn, how peers look, and that names are no markup."""
+"""Charts as PNG: what is drawn, how peers look there, and that names are no markup."""
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import pytest
 from reports import PEERS, make_hostile, make_odd, make_report
@@ -10,7 +8,6 @@ from support import run_child
 
 from realalloc.lab.report import charts
 from realalloc.lab.report.palette import looks
-from realalloc.lab.report.panels import LATENCY, THROUGHPUT, TIME, log_ticks, panels, series_panel, tail_ticks
 from realalloc.lab.results import Report
 from realalloc.lab.series import Series
 
@@ -18,22 +15,8 @@ REPORT = make_report(12, 5, 2000)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def test_panels_are_for_what_is_there() -> None:
-    kinds = [panel.kind for panel in panels(REPORT)]
-    assert kinds == [LATENCY] * 6 + [THROUGHPUT] + [TIME]
-    assert panels(Report("bench", {}, {})) == []
-    for panel in panels(REPORT):
-        assert [curve.peer for curve in panel.curves] == list(PEERS)
-        assert all(len(curve.xs) == len(curve.ys) for curve in panel.curves)
-
-
-def test_every_peer_looks_different_and_the_same_everywhere() -> None:
+def test_every_line_looks_as_its_peer_does() -> None:
     look = looks(PEERS)
-    for one, other in combinations(look.values(), 2):
-        assert (one.colour, one.dash) != (other.colour, other.dash)
-        assert one.marker != other.marker
-    assert look["realalloc"].width > look["glibc"].width
-    assert [peer for peer in PEERS if look[peer].colour == look["realalloc"].colour] == ["realalloc"]
     made = charts.figure(REPORT)
     for axes in made.axes:
         drawn = [line.get_color() for line in axes.get_lines()]
@@ -46,18 +29,6 @@ def test_axes() -> None:
     assert [text.get_text() for text in latency.get_xticklabels()] == ["0", "50", "90", "99", "99.9"]
     assert latency.get_yscale() == "log" and throughput.get_xscale() == "log" and time.get_yscale() == "linear"
     assert [text.get_text() for text in throughput.get_xticklabels()] == ["64 B", "512 B", "4 KiB", "64 KiB", "1 MiB"]
-
-
-def test_ticks() -> None:
-    assert [text for _, text in tail_ticks(5.0)] == ["0", "50", "90", "99", "99.9", "99.99", "99.999"]
-    assert tail_ticks(0.0) == [(0.0, "0")]
-    curve = panels(REPORT)[0].curves[0]
-    curve.ys = [12.0, 3.0e6]
-    assert log_ticks([curve], str) == [(value, str(value)) for value in (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)]
-    curve.ys = [30.0, 31.0]
-    assert [tick for tick, _ in log_ticks([curve], str) or ()] == [10.0, 20.0, 50.0, 100.0, 200.0, 500.0]
-    curve.ys = [0.0]
-    assert log_ticks([curve], str) is None
 
 
 @pytest.mark.parametrize(("name", "report"), make_odd().items())
@@ -89,7 +60,6 @@ def test_a_series_alone() -> None:
     assert charts.png(made).startswith(SIGNATURE)
     assert [text.get_text() for text in made.legends[0].get_texts()] == ["RSS", "_committed"]
     assert made.axes[0].get_ylabel() == "MiB"
-    assert series_panel(Series((0.0,), {"a": (3.0,)}, "ops/s"), "t").curves[0].ys == [3.0]
 
 
 def test_the_global_state_of_matplotlib_stays() -> None:
