@@ -95,7 +95,7 @@ class BlockMethods:
             return found
         del words
         self._check_open()
-        raise self._out_of_memory(what, gfp, length if self._is_contiguous(verb, length) else 0)
+        raise self._refusal(what, verb, gfp, length)
 
     def _take_charged(self, what: str, verb: int, argument: int, gfp: int, length: int, budget: Budget) -> memoryview:
         """The same, with a budget that pays."""
@@ -121,8 +121,7 @@ class BlockMethods:
             found = insist(lambda: attempt() or self._shrinkers.relieve(words, attempt, gfp, length))
         if found is None:
             self._check_open()
-            contiguous = length if self._is_contiguous(verb, length) else 0
-            raise self._out_of_memory(what, gfp, contiguous, budget._refusal(whole, sure=True) if refused else None)
+            raise self._refusal(what, verb, gfp, length, budget._refusal(whole, sure=True) if refused else None)
         if verb != VERB_NONE:
             budget._slow_down(gfp, length)
         return found
@@ -132,9 +131,12 @@ class BlockMethods:
         asked = {VERB_KMALLOC: ASK_KMALLOC, VERB_VMALLOC: ASK_VMALLOC, VERB_PAGES: ASK_PAGES, VERB_RUN: ASK_RUN}
         return verb in asked and could_serve(self.words, asked[verb], argument, gfp | GFP_HIGH) == 1
 
-    def _is_contiguous(self, verb: int, nbytes: int) -> bool:
+    def _refusal(self, what: str, verb: int, gfp: int, nbytes: int, budget: str | None = None) -> OutOfMemory:
+        """Make the error of a request that came to nothing; ``budget``: why one has refused it."""
         whole = nbytes <= layout.PAGE_BYTES << int(self._memory.words[layout.H_MAX_ORDER])
-        return verb in (VERB_PAGES, VERB_RUN) or (verb == VERB_KMALLOC and whole)
+        if verb in (VERB_PAGES, VERB_RUN) or (verb == VERB_KMALLOC and whole):
+            return self._out_of_memory(what, gfp, nbytes, budget)
+        return self._out_of_memory(what, gfp, 0, budget, mapped=verb in (VERB_KMALLOC, VERB_VMALLOC))
 
     def _attempt(self, verb: int, argument: int, gfp: int, length: int, tag: int = 0) -> memoryview | None:
         self._check_open()
@@ -163,8 +165,10 @@ class BlockMethods:
             return status if found is None else found
         return status
 
-    def _out_of_memory(self, what: str, gfp: int, nbytes: int = 0, refusal: str | None = None) -> OutOfMemory:
-        why = refusal or zones.shortage(self._memory.words, gfp, nbytes)
+    def _out_of_memory(
+        self, what: str, gfp: int, nbytes: int = 0, refusal: str | None = None, *, mapped: bool = False
+    ) -> OutOfMemory:
+        why = refusal or zones.shortage(self._memory.words, gfp, nbytes, mapped=mapped)
         return OutOfMemory(f"{what}, {gfp_names(gfp)}: {why}")
 
     def _live(self, view: Any, verbs: tuple[int, ...], verb_name: str) -> Any:

@@ -112,7 +112,8 @@ class MemPool(WaitingPool[Any]):
                 self._at = None
         if not filled:
             what = f"mempool({min_nr}) of {nbytes} bytes: the reserve cannot be filled"
-            raise arena._out_of_memory(what, gfp, 0, refusal)
+            mapped = backing == layout.BACKING_KMALLOC and nbytes > layout.PAGE_BYTES << int(words[layout.H_MAX_ORDER])
+            raise arena._out_of_memory(what, gfp, 0, refusal, mapped=mapped)
         self._tag = tag_of(VERB_POOL, p)
         self._context = make_context(arena._gate, p, nbytes, self._tag)
         plain = kind is None and not track

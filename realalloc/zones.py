@@ -138,8 +138,11 @@ def live_blocks(words: Words) -> int:
     return int(words[at.H_BLOCKS]) - sum(kept_blocks(words))
 
 
-def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
-    """Say what is free, and which knob to turn: the second half of an OutOfMemory. ``nbytes``: contiguous bytes wanted."""
+def shortage(words: Words, gfp: int, nbytes: int = 0, *, mapped: bool = False) -> str:
+    """Say what is free, and which knob to turn: the second half of an OutOfMemory.
+
+    ``nbytes``: contiguous bytes wanted; ``mapped``: scattered pages were to be mapped side by side.
+    """
     zone = at.ZONE_DMA if gfp & GFP_DMA else at.ZONE_NORMAL
     if zone >= words[at.H_NR_ZONES]:
         return "this arena has no locked zone; make it with Arena(..., lock=bytes)"
@@ -151,12 +154,19 @@ def shortage(words: Words, gfp: int, nbytes: int = 0) -> str:
     else:
         bound = limit_pages(words) < z[at.Z_END_PFN] - z[at.Z_START_PFN]
         knob = "raise limit= or set_limit()" if bound else "raise the arena's size"
-    held = int(words[at.H_LEASES])
+    why = fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ""
+    why += _reserved(words, zone, gfp, free // PAGE, nbytes)
+    refused = int(words[at.H_VM_REFUSED_PAGES]) if mapped else 0
+    advice = f"free some, or {knob}"
+    if refused:
+        why = f" but the system refused to map {format_bytes(refused * PAGE)} of scattered pages side by side (mremap)"
+        advice = (
+            f"raise vm.max_map_count or ulimit -v, let a sandbox allow mremap, or ask for "
+            f"{format_bytes(PAGE << int(words[at.H_MAX_ORDER]))} at most, which are in one piece"
+        )
     return (
-        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}"
-        f"{fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ''}"
-        f"{_reserved(words, zone, gfp, free // PAGE, nbytes)}, largest block "
-        f"{format_bytes(largest_free(words, zone))}, {held} buffers leased to Python; free some, or {knob}"
+        f"{format_bytes(free)} of {format_bytes(most)} free in zone {ZONE_NAMES[zone]}{why}, largest block "
+        f"{format_bytes(largest_free(words, zone))}, {int(words[at.H_LEASES])} buffers leased to Python; {advice}"
     )
 
 

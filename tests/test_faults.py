@@ -11,6 +11,9 @@ import errno
 import pytest
 from support import JIT, run_child
 
+import realalloc as ra
+from realalloc.mm import layout
+
 # A filter of seccomp(2): load the call's number, answer with an error if it is the one, with the advice if one is given.
 REFUSE = """
 import ctypes, os, struct, sys
@@ -109,3 +112,61 @@ def test_a_refused_system_call_costs_memory_or_speed_and_nothing_else(
     if "no seccomp" in child.stdout:
         pytest.skip("this machine has no seccomp filters")
     assert child.stdout.endswith("whole\n"), child.stderr
+
+
+SCATTERED = """
+import realalloc as ra
+arena = ra.Arena('64MiB', max_order=4, decay=None)
+budget = arena.budget('b')
+before = arena.stats()
+def refused(what, *args, **options):
+    try: what(*args, **options)
+    except ra.OutOfMemory as error: return str(error)
+    raise AssertionError('was served')
+scattered = [arena.alloc_pages(0) for _ in range(4000)]
+for number in range(0, 4000, 2): scattered[number] = None  # no two free pages are adjacent there
+while True:
+    try: scattered.append(arena.alloc_pages(4))
+    except ra.OutOfMemory: break
+refuse(25, ERROR)
+for verb, size in ((arena.vmalloc, 300_000), (arena.kmalloc, 300_000), (arena.kvmalloc, 300_000), (arena.kzalloc, 80_000)):
+    text = refused(verb, size)
+    pages = -(-size // 4096) * 4
+    assert f'Normal but the system refused to map {pages} KiB of scattered pages side by side (mremap), ' in text, text
+    assert text.endswith(
+        'raise vm.max_map_count or ulimit -v, let a sandbox allow mremap, or ask for 64 KiB at most, which are in one piece'
+    ), text
+text = refused(arena.mempool, 2, size=100_000)
+assert 'system refused to map 100 KiB' in text, text
+with budget: assert 'system refused to map' in refused(arena.vmalloc, 300_000)
+assert budget.used == 0
+old = arena.kmalloc(5000); old[:] = bytes(range(250)) * 20
+assert 'system refused to map' in refused(arena.krealloc, old, 300_000) and bytes(old) == bytes(range(250)) * 20
+blocks = arena.alloc_pages, arena.kmalloc, arena.vmalloc, arena.alloc_pages_exact
+for verb, argument in zip(blocks, (4, 65536, 1 << 30, 70_000)):
+    text = refused(verb, argument)  # there is no such block, or not so much at all
+    assert 'mremap' not in text and "raise the arena's size" in text, text
+old.release()
+scattered.clear()
+arena.trim(); arena.validate()
+after = arena.stats()
+assert (after.allocated, after.leases, after.live_areas) == (before.allocated, 0, 0)
+print('said')
+"""
+
+
+def test_an_area_that_the_system_refuses_to_map_says_so_and_nothing_else_does() -> None:
+    for error in (errno.ENOMEM, errno.EPERM):
+        child = run_child(REFUSE + SCATTERED.replace("ERROR", str(error)))
+        assert child.returncode == 0, child.stderr
+        if "no seccomp" in child.stdout:
+            pytest.skip("this machine has no seccomp filters")
+        assert child.stdout == "said\n", child.stderr
+
+
+def test_after_a_refusal_a_request_that_is_too_large_is_the_arenas_fault_again() -> None:
+    with ra.Arena("16MiB", max_order=4) as arena:
+        arena.words[layout.H_VM_REFUSED_PAGES] = 77
+        with pytest.raises(ra.OutOfMemory, match="free some, or raise the arena's size$"):
+            arena.vmalloc(1 << 30)
+        assert arena.words[layout.H_VM_REFUSED_PAGES] == 0

@@ -16,6 +16,7 @@ from realalloc.gfp import GFP_DMA, GFP_HIGH, GFP_KERNEL
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked, reach
 from realalloc.mm.layout import (
     H_MOBILITY,
+    H_VM_REFUSED_PAGES,
     KIND_SLAB,
     M_BLOCKS,
     Z_END_PFN,
@@ -224,3 +225,14 @@ def test_the_text_says_who_may_use_the_reserve() -> None:
     assert "watermark" not in inside
     assert "the rest is below the min watermark of 41 pages: GFP_ATOMIC may use some, or lower min_free=" in beyond
     assert "these flags may use 20, " in zones.shortage(raw.words, GFP_KERNEL | GFP_HIGH, (raw.pages - 20) * PAGE)
+
+
+def test_the_text_of_a_refused_mapping_is_for_who_wanted_one() -> None:
+    raw = make("small")
+    raw.words[H_VM_REFUSED_PAGES] = 5
+    text = zones.shortage(raw.words, GFP_KERNEL, mapped=True)
+    assert "but the system refused to map 20 KiB of scattered pages side by side (mremap)" in text
+    assert "; raise vm.max_map_count or ulimit -v, let a sandbox allow mremap, or ask for 64 KiB at most" in text
+    assert "mremap" not in zones.shortage(raw.words, GFP_KERNEL) + zones.shortage(raw.words, GFP_KERNEL, PAGE)
+    raw.words[H_VM_REFUSED_PAGES] = 0
+    assert "mremap" not in zones.shortage(raw.words, GFP_KERNEL, mapped=True)

@@ -26,9 +26,9 @@ from realalloc.mm.layout import (
     Z_STAGE,
     ZONE_NORMAL,
 )
+from realalloc.mm.lazy import undo_oldest_lazy_locked
 from realalloc.mm.pages import zone_at
 from realalloc.mm.reclaim import drain_locked
-from realalloc.mm.vmalloc import undo_oldest_lazy_locked
 
 
 @kernel

@@ -37,10 +37,10 @@ from realalloc.mm.layout import (
     Y_STUCK,
     Y_WANTED,
 )
+from realalloc.mm.lazy import is_lazy_old, purge_old_lazy_locked
 from realalloc.mm.pressure import update_pressure
 from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import drain_locked
-from realalloc.mm.vmalloc import is_lazy_old, purge_old_lazy_locked
 
 IDLE_NS = 250_000_000  # longest sleep
 BRIEF_NS = 1_000_000  # shortest, but for none

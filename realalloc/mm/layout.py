@@ -107,6 +107,7 @@ H_LOCK: Final = 56  # LOCK_*, or the identity of the thread that it is biased to
 H_LEASES: Final = 57  # live exporters; the mapping may not go while > 0
 H_LINGERING: Final = 58  # leases whose handle was freed while other views live
 H_INSIDE: Final = 59  # 1 while the thread that the lock is biased to is inside
+H_VM_REFUSED_PAGES: Final = 60  # of the last new area, where the system refused to map it; 0 where it did not
 
 LOCK_FREE: Final = 0
 LOCK_HELD: Final = 1

@@ -34,13 +34,13 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
+from realalloc.mm.lazy import purge_lazy_locked
 from realalloc.mm.pages import count_resident, info_at, kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.pcp import drain_blocks_locked
 from realalloc.mm.pressure import account_stall_locked
 from realalloc.mm.prim import MADV_DONTNEED, madvise, monotonic_ns
 from realalloc.mm.sheaf import cached_objects_locked, drain_cache_locked
 from realalloc.mm.threads import let_in_locked, lock_out_locked, release_records_locked
-from realalloc.mm.vmalloc import purge_lazy_locked
 from realalloc.mm.watermark import has_marks, may_reclaim
 
 TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held

@@ -12,6 +12,7 @@ from __future__ import annotations
 from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import order_of_pages
 from realalloc.mm.buddy import account_allocated, grow, insert_span_locked, is_free_block, list_remove
+from realalloc.mm.chain import collect_blocks, free_chain, map_chain, move_range, unmap_chain
 from realalloc.mm.commit import commit_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import ksize_locked
@@ -52,7 +53,7 @@ from realalloc.mm.pages import info_at, kind_of, order_at, page_at, zone_at, zon
 from realalloc.mm.pcp import block_info
 from realalloc.mm.prim import forget
 from realalloc.mm.reclaim import reclaim_locked
-from realalloc.mm.vmalloc import HUGE_GRANULES, collect_blocks, free_chain, map_chain, move_range, unmap_chain
+from realalloc.mm.vmalloc import HUGE_GRANULES
 from realalloc.mm.watermark import may_take
 from realalloc.mm.window import (
     area_at,

@@ -51,12 +51,12 @@ from realalloc.mm.layout import (
     Z_START_PFN,
     ZONE_NORMAL,
 )
+from realalloc.mm.lazy import LAZY_SLACK_SHIFT
 from realalloc.mm.mempool import pool_alloc, pool_free
 from realalloc.mm.mempool_life import pool_create, pool_fill
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages, alloc_pages_bulk, alloc_run, free_pages
 from realalloc.mm.reclaim import reclaim
-from realalloc.mm.vmalloc import LAZY_SLACK_SHIFT
 
 ARENA_PAGES, MAX_ORDER = 301, 4
 POOL_BYTES = 700

@@ -29,7 +29,6 @@ from realalloc.mm.layout import (
     AREA_FREE,
     AREA_GRANULES_SHIFT,
     AREA_KIND_MASK,
-    AREA_LAZY,
     AREA_LIVE,
     BAD_AREA,
     BAD_AREA_BLOCKS,
@@ -53,9 +52,9 @@ from realalloc.mm.layout import (
     V_TAG,
     Z_FREE_PAGES,
 )
+from realalloc.mm.lazy import LAZY_SLACK_SHIFT
 from realalloc.mm.page_alloc import alloc_pages, free_pages
 from realalloc.mm.reclaim import reclaim
-from realalloc.mm.vmalloc import LAZY_PAGES, LAZY_SLACK_SHIFT
 
 
 def fragment(raw: RawArena, keep: int = 2) -> list[int]:
@@ -178,112 +177,6 @@ def test_zeroed_areas_read_as_zero_whether_new_or_lazy(raw: RawArena) -> None:
         assert is_zero(raw, again, nbytes)
         assert kfree(raw.words, again) == 0
         trim(raw)
-    assert_pristine(raw)
-
-
-def test_a_freed_area_is_handed_out_again_for_the_same_length(raw: RawArena) -> None:
-    offsets = [int(vmalloc(raw.words, pages * PAGE, 0)) for pages in (3, 5, 7)]
-    for offset, pages in zip(offsets, (3, 5, 7), strict=True):
-        write(raw, offset, pages * PAGE, pages)
-        assert kfree(raw.words, offset) == 0
-    assert (raw.words[H_VM_LAZY_PAGES], raw.words[H_VM_AREAS]) == (15, 0)
-    assert raw.words[area_record(raw, offsets[0]) + V_INFO] & AREA_KIND_MASK == AREA_LAZY
-    committed = int(raw.words[H_COMMITTED_PAGES])
-    assert vmalloc(raw.words, 5 * PAGE - 100, 0) == offsets[1]
-    assert raw.words[area_record(raw, offsets[1]) + V_BYTES] == 5 * PAGE - 100
-    assert holds(raw, offsets[1], 5 * PAGE, 5)  # not even unmapped in between
-    assert raw.words[H_COMMITTED_PAGES] == committed
-    assert vmalloc(raw.words, 5 * PAGE, 0) not in offsets
-    raw.validate()
-
-
-def test_an_area_that_is_a_little_longer_serves_too_the_best_one_first(raw: RawArena) -> None:
-    offsets = {pages: int(vmalloc(raw.words, pages * PAGE, 0)) for pages in (16, 17, 18, 10)}
-    for pages, offset in offsets.items():
-        write(raw, offset, pages * PAGE, pages)
-        kfree(raw.words, offset)
-    taken = int(vmalloc(raw.words, 16 * PAGE - 5, GFP_ZERO_BIT))
-    assert taken == offsets[16]
-    kfree(raw.words, taken)
-    assert vmalloc(raw.words, 17 * PAGE, 0) == offsets[17]
-    longer = int(vmalloc(raw.words, 17 * PAGE, GFP_ZERO_BIT))  # an eighth of slack is two pages
-    assert longer == offsets[18]
-    assert is_zero(raw, longer, 18 * PAGE)
-    assert ksize(raw.words, longer) == 18 * PAGE
-    assert vmalloc(raw.words, 14 * PAGE, 0) not in offsets.values()  # 16 pages are too many for 14
-    raw.validate()
-    assert kfree(raw.words, longer) == 0
-    assert raw.words[H_VM_LAZY_PAGES] == 16 + 18 + 10
-    raw.validate()
-
-
-@pytest.mark.parametrize("zero", [0, GFP_ZERO_BIT])
-def test_a_new_area_is_made_of_kept_ones_before_fresh_pages_the_oldest_first(zero: int) -> None:
-    raw = RawArena(64 * MIB, 10)
-    areas = [int(vmalloc(raw.words, pages * PAGE, 0)) for pages in (700, 900, 1100)]
-    live = int(vmalloc(raw.words, 40 * PAGE, 0))
-    for offset, pages in zip((*areas, live), (700, 900, 1100, 40), strict=True):
-        write(raw, offset, min(pages, 512) * PAGE, pages)
-    for offset in areas:
-        kfree(raw.words, offset)
-    committed = int(raw.words[H_COMMITTED_PAGES])
-    taken = int(vmalloc(raw.words, 1500 * PAGE, zero))
-    assert raw.words[H_COMMITTED_PAGES] < committed + 512  # what is less than 2 MiB may be fresh
-    assert raw.words[H_VM_LAZY_PAGES] == 1100
-    assert is_zero(raw, taken, 1500 * PAGE) or not zero
-    write(raw, taken, 512 * PAGE, 5)
-    assert vmalloc(raw.words, 1100 * PAGE, 0) == areas[2]
-    assert holds(raw, areas[2], 512 * PAGE, 1100)
-    assert holds(raw, live, 40 * PAGE, 40)
-    fresh = int(vmalloc(raw.words, 1500 * PAGE, zero))  # nothing is kept any more
-    assert raw.words[H_COMMITTED_PAGES] >= committed + 1500 - 100
-    raw.validate()
-    assert_pristine_after(raw, [taken, areas[2], live, fresh])
-
-
-def test_beyond_some_areas_only_as_much_is_kept_as_lives_the_oldest_goes_first() -> None:
-    raw = RawArena(1024 * MIB, 10)
-    pages = LAZY_PAGES // 8
-    areas = [int(vmalloc(raw.words, pages * PAGE, 0)) for _ in range(30)]
-    for k, offset in enumerate(areas):
-        assert kfree(raw.words, offset) == 0
-        live, kept = (len(areas) - k - 1) * pages, int(raw.words[H_VM_LAZY_PAGES])
-        assert kept <= max(LAZY_PAGES, live, 2 * pages)
-        assert kept <= raw.plan.end_pfn // 4
-        raw.validate()
-    assert kept == LAZY_PAGES
-    assert {int(vmalloc(raw.words, pages * PAGE, 0)) for _ in range(8)} == set(areas[-8:])
-    assert_pristine_after(raw, areas[-8:])
-
-
-def assert_pristine_after(raw: RawArena, areas: list[int]) -> None:
-    for offset in areas:
-        assert kfree(raw.words, offset) == 0
-    assert_pristine(raw)
-
-
-def test_lazy_areas_are_bounded_by_a_quarter_of_the_arena(raw: RawArena) -> None:
-    offsets = [int(vmalloc(raw.words, 10 * PAGE, 0)) for _ in range(20)]
-    for offset in offsets:
-        assert kfree(raw.words, offset) == 0
-        assert raw.words[H_VM_LAZY_PAGES] <= raw.plan.end_pfn // 4
-    assert raw.words[H_VM_LAZY_PAGES] == raw.plan.end_pfn // 4 // 10 * 10
-    assert_pristine(raw)
-
-
-def test_lazy_areas_are_purged_before_memory_runs_out(raw: RawArena) -> None:
-    for _ in range(6):
-        assert kfree(raw.words, int(vmalloc(raw.words, 10 * PAGE, 0))) == 0
-        assert kfree(raw.words, int(vmalloc(raw.words, 7 * PAGE, 0))) == 0
-    assert raw.words[H_VM_LAZY_PAGES] == 17
-    offset = int(vmalloc(raw.words, zone_pages(raw) * PAGE, 0))
-    assert offset > 0
-    assert raw.words[H_VM_LAZY_PAGES] == 0
-    assert raw.words[H_ALLOCATED_PAGES] == zone_pages(raw)
-    assert vmalloc(raw.words, PAGE, 0) == ENOMEM
-    write(raw, offset, zone_pages(raw) * PAGE, 6)
-    assert holds(raw, offset, zone_pages(raw) * PAGE, 6)
-    assert kfree(raw.words, offset) == 0
     assert_pristine(raw)
 
 
