@@ -1,6 +1,6 @@
 """``python -m bench.instructions [WHAT ...]``: what a lease is spent on, in instructions of each function, by callgrind.
 
-Each way of leasing runs twice in a child under ``valgrind --tool=callgrind``, with 1000 and with 11 000 leases: the
+Each way of leasing runs twice in a child under ``valgrind --tool=callgrind``, with 1024 and with 11 264 leases: the
 difference, divided, is one lease with its turn of the loop, and repeatable, whatever the machine does meanwhile. An empty
 loop's is subtracted. Functions without a name are numba's machine code: realalloc's. Needs valgrind; takes minutes.
 """
@@ -17,8 +17,16 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-FEW, MANY = 1000, 11_000
-WAYS = ("cache.alloc()", "arena.kmalloc(256)", "pool.alloc(), ready views", "memoryview(bytearray(256))")
+FEW, MANY = 1024, 11_264
+BULK = 32
+WAYS = (
+    "cache.alloc()",
+    "arena.kmalloc(256)",
+    "pool.alloc(), ready views",
+    "memoryview(bytearray(256))",
+    "cache.alloc_bulk(32), each",
+    "[cache.alloc(), 32 times], each",
+)
 OURS = "machine code of realalloc"
 OTHERS = ("blas_thread_server",)  # threads that spin meanwhile
 PLAIN_CPU = {"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": ""}  # what valgrind knows, or all is compiled there
@@ -30,8 +38,10 @@ def lease(what: str, number: int) -> None:
 
     arena = ra.Arena("64MiB")
     kmalloc = arena.kmalloc
+    cache = arena.kmem_cache("c", 256)
+    bulk = cache.alloc_bulk
     allocs = {
-        "cache.alloc()": arena.kmem_cache("c", 256).alloc,
+        "cache.alloc()": cache.alloc,
         "pool.alloc(), ready views": arena.mempool(8, size=256, views="ready").alloc,
     }
     gc.disable()
@@ -46,6 +56,13 @@ def lease(what: str, number: int) -> None:
         elif what == "memoryview(bytearray(256))":
             for _ in range(count):
                 memoryview(bytearray(256))
+        elif what == "cache.alloc_bulk(32), each":
+            for _ in range(count // BULK):
+                bulk(BULK)
+        elif what == "[cache.alloc(), 32 times], each":
+            alloc = allocs["cache.alloc()"]
+            for _ in range(count // BULK):
+                [alloc() for _ in range(BULK)]
         else:
             for _ in range(count):
                 pass
@@ -86,7 +103,8 @@ def main() -> None:
     loop = per_lease("the loop alone")
     for what in [way for way in WAYS if not sys.argv[1:] or way in sys.argv[1:]]:
         spent = per_lease(what)
-        net = {name: count - loop.get(name, 0) for name, count in spent.items()}
+        turns = 1 / BULK if what.endswith("each") else 1
+        net = {name: count - turns * loop.get(name, 0) for name, count in spent.items()}
         print(f"{what}: {sum(net.values()):.0f} instructions")
         for name, count in sorted(net.items(), key=lambda row: -row[1]):
             if abs(count) >= 1:

@@ -30,6 +30,7 @@ from numba.core.extending import _Intrinsic
 
 from realalloc.mm import jitcache
 from realalloc.mm.jitcache import CACHE_DIR, cached_names, in_cache
+from realalloc.mm.passes import Building, EntryCompiler, KernelCompiler
 
 Words = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +67,8 @@ def kernel(func: F) -> F:
         "no_cpython_wrapper": True,
         "no_cfunc_wrapper": True,
     }
+    if POINTERS:
+        options["pipeline_class"] = KernelCompiler
     made = numba.njit(forceinline=True, **options)(func)
     resolve = made.get_call_template
     made.get_call_template = lambda args, kws: resolve(_plain(args), kws)
@@ -128,11 +131,12 @@ class Entry(_Intrinsic):  # type: ignore[misc]
 
     __name__: str
     compiled: ClassVar[int] = 0
-    building: ClassVar[int] = 0  # > 0 while code of this package is compiled; numba's compiler lock guards it
     on_compile: ClassVar[Callable[[str], None] | None] = None  # told the name before machine code is made
 
     def __init__(self, func: Callable[..., Any]) -> None:
         options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cpython_wrapper": POINTERS}
+        if POINTERS:
+            options["pipeline_class"] = EntryCompiler
         self.dispatcher = in_cache(lambda: numba.njit(**options)(func))
         self._ready = False
         self.room = func.__module__.rpartition(".")[2]
@@ -157,7 +161,7 @@ class Entry(_Intrinsic):  # type: ignore[misc]
         return builder.load(result)
 
     def _target(self, context: Any, builder: Any, link: Any) -> Any:
-        if Entry.building:
+        if Building.depth > 0:
             return cgutils.get_or_insert_function(builder.module, link, self.symbol)
         # A user's function: by address, which numba will not write to its disk cache. Code with our symbol in it, loaded
         # before the symbol exists or after an upgrade, would end the process.
@@ -197,11 +201,11 @@ class Entry(_Intrinsic):  # type: ignore[misc]
         """Compile code of this package: calls by symbol. Without the cyclic collector: 12 % of a cold start."""
         enabled = gc.isenabled()
         gc.disable()
-        Entry.building += 1
+        Building.depth += 1
         try:
             yield
         finally:
-            Entry.building -= 1
+            Building.depth -= 1
             if enabled:
                 gc.enable()
 
@@ -281,7 +285,7 @@ class CFunction(_callback.CFunc):  # type: ignore[misc]
     def __init__(self, func: Callable[..., Any], wanted: Any) -> None:
         options = {"nopython": True, "nogil": True, "error_model": "numpy", "forceinline": POINTERS}
         super().__init__(func, (wanted.args, wanted.return_type), locals={}, options=options)
-        self._compiler = _BareCompiler(func, self._targetdescr, options, {}, Compiler)
+        self._compiler = _BareCompiler(func, self._targetdescr, options, {}, EntryCompiler if POINTERS else Compiler)
 
     def _compile_uncached(self) -> Any:
         made = super()._compile_uncached()
