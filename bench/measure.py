@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from realalloc.lab import machine, measure
 from realalloc.lab.measure import Turn
@@ -42,6 +44,7 @@ class Result:
         return out
 
 
+T = TypeVar("T")
 Contestants = Mapping[str, Callable[[int], object] | Turn]
 
 
@@ -64,6 +67,21 @@ def _counted(run: Callable[[int], object]) -> Callable[[int], int]:
     return one
 
 
+def in_turn(everybody: list[T], k: int) -> list[T]:
+    """Return who takes part in the order of round ``k``: each is the first one in turn."""
+    first = k % len(everybody)
+    return everybody[first:] + everybody[:first]
+
+
+def within_rounds(spent: Mapping[str, list[float]], ours: str) -> dict[str, float]:
+    """Return ours / theirs for each other contestant: medians of the ratios within a round."""
+    return {
+        who: statistics.median(mine / theirs for mine, theirs in zip(spent[ours], values, strict=True))
+        for who, values in spent.items()
+        if who != ours
+    }
+
+
 def faults() -> int:
     """Return minor page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -81,3 +99,26 @@ def save(results: list[Result], path: str) -> None:
     """Write results and the machine as JSON."""
     rows = [asdict(result) for result in results]
     Path(path).write_text(json.dumps({"machine": machine.describe(), "results": rows}, indent=1) + "\n")
+
+
+class Rows(Protocol):
+    """What runs the rows of a benchmark that have ``only`` in their name, one after the other."""
+
+    def __call__(self, *, smoke: bool, only: str, rounds: int) -> Iterator[Result]: ...
+
+
+def run_alone(prog: str, rows: Rows, rounds: int) -> None:
+    """Be the main program of one benchmark: read its options, run its rows, report each as soon as it is there."""
+    parser = argparse.ArgumentParser(prog=prog)
+    parser.add_argument("--smoke", action="store_true", help="small sizes, few peers: does it run?")
+    parser.add_argument("--json", metavar="FILE", help="write results and the machine there")
+    parser.add_argument("--only", metavar="NAME", default="", help="rows with this in their name")
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of everybody in a row")
+    options = parser.parse_args()
+    print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
+    results = []
+    for result in rows(smoke=options.smoke, only=options.only, rounds=options.rounds):
+        report([result], judge=not options.smoke)
+        results.append(result)
+    if options.json:
+        save(results, options.json)

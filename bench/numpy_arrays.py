@@ -10,15 +10,13 @@ those within a round.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.allocators import ARENA, DEFAULT, Peer, peers, start
-from bench.measure import Result, report, save
+from bench.measure import Result, in_turn, run_alone, within_rounds
 from bench.numpy_cases import LIVE
-from realalloc.lab import machine
 
 KIB, MIB = 1 << 10, 1 << 20
 FLOOR = "floor"
@@ -66,7 +64,7 @@ def row(case: Case, chosen: list[Peer], rounds: int, *, smoke: bool) -> Result:
     faults: dict[str, list[float]] = {child.peer.name: [] for child in children}
     try:
         for k in range(rounds + 1):
-            for child in children[k % len(children) :] + children[: k % len(children)]:
+            for child in in_turn(children, k):
                 what = case.floor if child.peer.name == FLOOR else case.name
                 answer = child.ask({"case": what, "nbytes": case.nbytes, "number": number})
                 if k:  # the first one warms up
@@ -81,8 +79,7 @@ def row(case: Case, chosen: list[Peer], rounds: int, *, smoke: bool) -> Result:
 def judged(case: Case, spent: dict[str, list[float]], faults: dict[str, list[float]]) -> Result:
     """Make the row of what was measured."""
     medians = {name: statistics.median(values) for name, values in spent.items()}
-    pairs = {name: zip(spent[ARENA], values, strict=True) for name, values in spent.items() if name != ARENA}
-    ratios = {name: statistics.median(ours / theirs for ours, theirs in pair) for name, pair in pairs.items()}
+    ratios = within_rounds(spent, ARENA)
     others = [name for name in ratios if name not in (DEFAULT, FLOOR)]
     best = min(others, key=lambda name: medians[name], default=DEFAULT)
     targets = {DEFAULT: round(1 / case.times, 3)} if case.times else {}
@@ -92,6 +89,10 @@ def judged(case: Case, spent: dict[str, list[float]], faults: dict[str, list[flo
     if FLOOR in spent:
         least = statistics.median(b / a for a, b in zip(spent[FLOOR], spent[DEFAULT], strict=True))
         notes["times as fast as default at most (floor)"] = round(least, 2)
+    lowest = {name: min(values) for name, values in spent.items() if name != FLOOR}
+    notes |= {
+        f"lowest of each, {name}": round(value / lowest[ARENA], 2) for name, value in lowest.items() if name != ARENA
+    }
     notes |= {f"page faults, {name}": round(statistics.median(faults[name]), 1) for name in (ARENA, DEFAULT)}
     return Result(f"{case.name}, {spelled(case.nbytes)}", "ns", medians, ARENA, targets, notes, ratios)
 
@@ -107,22 +108,5 @@ def rows(*, smoke: bool, only: str = "", rounds: int = 11) -> Iterator[Result]:
             yield row(case, chosen[:3] if smoke else chosen, count, smoke=smoke)
 
 
-def main() -> None:
-    """Run and report."""
-    parser = argparse.ArgumentParser(prog="bench.numpy_arrays")
-    parser.add_argument("--smoke", action="store_true", help="small sizes, three peers: does it run?")
-    parser.add_argument("--json", metavar="FILE", help="write results and the machine there")
-    parser.add_argument("--only", metavar="CASE", default="", help="cases with this in their name")
-    parser.add_argument("--rounds", type=int, default=11, help="turns of everybody in a row")
-    options = parser.parse_args()
-    print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
-    results = []
-    for result in rows(smoke=options.smoke, only=options.only, rounds=options.rounds):
-        report([result], judge=not options.smoke)
-        results.append(result)
-    if options.json:
-        save(results, options.json)
-
-
 if __name__ == "__main__":
-    main()
+    run_alone("bench.numpy_arrays", rows, 11)

@@ -126,7 +126,11 @@ def test_images_over_a_buffer(arena: ra.Arena) -> None:
 def test_torch_shares_the_memory(arena: ra.Arena) -> None:
     torch = pytest.importorskip("torch")
     array = arena.ones(1000)
-    for tensor in (torch.from_dlpack(array), torch.from_numpy(array), torch.frombuffer(memoryview(array))):
+    for tensor in (
+        torch.from_dlpack(array),
+        torch.from_numpy(array),
+        torch.frombuffer(memoryview(array), dtype=torch.float64),
+    ):
         assert tensor.data_ptr() == array.ctypes.data
     tensor[3] = 5
     assert array[3] == 5
