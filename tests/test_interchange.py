@@ -134,9 +134,26 @@ def test_torch_shares_the_memory(arena: ra.Arena) -> None:
         assert tensor.data_ptr() == array.ctypes.data
     tensor[3] = 5
     assert array[3] == 5
-    del array
-    assert tensor.sum() == 1004
+    back = np.from_dlpack(tensor)
+    del array, tensor
+    assert arena.owns(back)
+    assert back.sum() == 1004
+    del back
+
+
+def test_torch_holds_a_pools_element(arena: ra.Arena) -> None:
+    torch = pytest.importorskip("torch")
+    pool = arena.mempool(1, size=8192)
+    tensor = torch.from_dlpack(np.frombuffer(pool.alloc(), np.int32)).reshape(32, 64)
+    tensor[1] = 5
+    row = tensor[1:2]
     del tensor
+    assert pool.stats().outstanding == 1
+    assert row.sum() == 5 * 64
+    del row
+    gc.collect()
+    assert pool.curr_nr == 1
+    pool.destroy()
 
 
 @needs_jit
@@ -237,5 +254,12 @@ def test_opencv_writes_into_the_arena(arena: ra.Arena) -> None:
     given: Any = np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8)
     out = arena.empty(given.shape, np.uint8)
     assert cv2.blur(given, (3, 3), dst=out).ctypes.data == out.ctypes.data
-    assert (out == cv2.blur(given, (3, 3))).all()
-    del out
+    expected = cv2.blur(given, (3, 3))
+    assert (out == expected).all()
+    with arena.numpy():
+        small = cv2.resize(given, (32, 32))
+        edges = cv2.Sobel(out, cv2.CV_32F, 1, 0)
+    assert arena.owns(small)  # OpenCV asks NumPy for the memory of what it returns
+    assert arena.owns(edges)
+    assert (edges == cv2.Sobel(expected, cv2.CV_32F, 1, 0)).all()
+    del out, small, edges

@@ -18,18 +18,16 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from realalloc.cli.problems import BadInput, size_of
+from realalloc.cli.arena_options import add_options, set_variables
+from realalloc.cli.problems import BadInput
 from realalloc.cli.programs import checked_command, this_python
 from realalloc.sizes import as_alignment, as_bytes
 
 VARIABLE: Final = "REALALLOC_NUMPY"
 CONFIG: Final = "REALALLOC_RUN"  # for inject/sitecustomize.py
-SIZE: Final = "REALALLOC_SIZE"  # and the other options of realalloc.default_arena, which the program can use itself
-LIMIT: Final = "REALALLOC_LIMIT"
 INJECT: Final = Path(__file__).parent / "inject"
 ROOT: Final = Path(__file__).parents[2]
 LOWEST, HIGHEST = 16, 2 << 20  # MIN_ALIGN and MAX_ALIGN of realalloc.lease.datarecord, which needs numba
-SMALLEST: Final = 256 << 10  # MIN_BYTES of an arena
 
 
 def alignment(text: str) -> int:
@@ -54,9 +52,7 @@ class RunCommand:
         parser.usage = (
             "realalloc run [options] [--] program.py [arguments], or -m module [arguments], or -c code [arguments]"
         )
-        memory = f"address space of the arena (default: {SIZE}, or as much as the machine has memory)"
-        add("--size", metavar="SIZE", type=size_of("--size", SMALLEST), help=memory)
-        add("--limit", metavar="SIZE", type=size_of("--limit", 4096), help="that the arena may make resident")
+        add_options(parser)
         add("--align", metavar="SIZE", type=alignment, default=LOWEST, help="of every array")
         fallback = "what the arena cannot serve comes from NumPy's own allocator; else it is a MemoryError"
         add("--fallback", action=argparse.BooleanOptionalAction, default=True, help=fallback)
@@ -94,16 +90,7 @@ def _environment(args: argparse.Namespace) -> dict[str, str]:
         return environ
     if environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise BadInput("NumPy's allocator hook needs machine code: NUMBA_DISABLE_JIT is set")
-    if args.size is not None or SIZE not in environ:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        environ[SIZE] = str(args.size or max(memory, SMALLEST))
-    if args.limit is not None:
-        environ[LIMIT] = str(args.limit)
-    for name, least in ((SIZE, SMALLEST), (LIMIT, 4096)):
-        try:
-            as_bytes(environ.get(name, least), name, least)
-        except ValueError as error:
-            raise BadInput(str(error)) from None
+    set_variables(args, environ)  # realalloc.default_arena reads them, which the program can use itself
     outer = environ.get("PYTHONPATH")
     config = {
         "root": str(ROOT),

@@ -12,7 +12,6 @@ import pytest
 from commands import child, run
 from support import JIT
 
-from realalloc.arena import MIN_BYTES
 from realalloc.cli import run as run_file
 from realalloc.cli.programs import this_python
 from realalloc.lease.datarecord import MAX_ALIGN, MIN_ALIGN
@@ -45,7 +44,7 @@ def plain(*command: str) -> tuple[int, str, str]:
 
 
 def test_the_numbers_are_those_of_the_handler() -> None:
-    assert (run_file.LOWEST, run_file.HIGHEST, run_file.SMALLEST) == (MIN_ALIGN, MAX_ALIGN, MIN_BYTES)
+    assert (run_file.LOWEST, run_file.HIGHEST) == (MIN_ALIGN, MAX_ALIGN)
 
 
 SEEN = """
@@ -199,9 +198,9 @@ def test_without_fallback_the_arena_is_a_budget(program: Path) -> None:
 @jitted
 def test_an_arena_that_cannot_be_had_ends_the_program_where_it_imports_numpy(program: Path) -> None:
     write(program, "print('begun', flush=True)\nimport numpy\nprint('not here')")
-    code, out, err = child("run", "prog.py", env={**SMALL, "REALALLOC_MAX_ORDER": "99"})
+    code, out, err = child("run", "--min-free", "64MiB", "prog.py", env=SMALL)
     assert (code, out) == (2, "begun\n")
-    assert err.startswith("realalloc run: error: max_order") and err.count("\n") == 1
+    assert err.startswith("realalloc run: error: min_free=64 MiB leaves nothing") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -215,6 +214,7 @@ def test_an_arena_that_cannot_be_had_ends_the_program_where_it_imports_numpy(pro
         (("--", "-x", "prog.py"), "unknown option -x"),
         (("--size", "1KiB", "prog.py"), "--size must be at least"),
         (("--limit", "no", "prog.py"), "'no' is not a size"),
+        (("--decay", "nan", "prog.py"), "--decay must be 0 to 31536000 seconds, or none"),
         (("--align", "24", "prog.py"), "--align must be a power of two"),
         (("--align", "4MiB", "prog.py"), "--align must be 16 to 2097152"),
     ],
@@ -233,6 +233,7 @@ def test_bad_input_is_one_line(
         ("REALALLOC_NUMPY", "yes", "REALALLOC_NUMPY must be 0 or 1, not 'yes'"),
         ("REALALLOC_SIZE", "lots", "'lots' is not a size"),
         ("REALALLOC_LIMIT", "1", "REALALLOC_LIMIT must be at least 4096"),
+        ("REALALLOC_MAX_ORDER", "99", "REALALLOC_MAX_ORDER must be a whole number from 0 to 18, not '99'"),
         ("NUMBA_DISABLE_JIT", "1", "NUMBA_DISABLE_JIT is set"),
     ],
 )
