@@ -145,8 +145,12 @@ class NumPyContext:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let NumPy allocate as before; RuntimeError if another block was entered since and not left."""
+        """Let NumPy allocate as before; RuntimeError if another block was entered since and not left, unless an exception
+        leaves several: a Ctrl-C that comes before the first instruction here leaves a block open.
+        """
         top = _entered.get()
+        while kind is not None and top is not None and top.owner is not self:
+            top = top.outer
         if top is None or top.owner is not self:
             raise RuntimeError("this is not the innermost block of arena.numpy() that was entered here")
         try:

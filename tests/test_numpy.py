@@ -89,6 +89,23 @@ def test_a_block_that_is_not_the_innermost_is_not_left(arena: ra.Arena) -> None:
 
 
 @needs_jit
+def test_an_exception_leaves_the_blocks_inside_that_were_not_left(arena: ra.Arena) -> None:
+    with ra.Arena("16MiB") as other:
+        with other.numpy():
+            with pytest.raises(KeyboardInterrupt), arena.numpy():
+                other.numpy().__enter__()  # as if the Ctrl-C came before its __exit__ began
+                arena.numpy(align=4096).__enter__()
+                raise KeyboardInterrupt
+            assert other.owns(np.ones(3))
+        assert not other.owns(np.ones(3))
+        stranger = arena.numpy()
+        with other.numpy():
+            with pytest.raises(RuntimeError, match="innermost"):
+                stranger.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+            assert other.owns(np.ones(3))
+
+
+@needs_jit
 def test_threads_and_tasks_have_their_own(arena: ra.Arena) -> None:
     seen: list[bool] = []
 
