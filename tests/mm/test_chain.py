@@ -26,14 +26,18 @@ from realalloc.mm.layout import (
     ENOMEM,
     GFP_ZERO_BIT,
     H_ALLOCATED_PAGES,
+    H_COMMITTED_PAGES,
     H_VM_REFUSED_PAGES,
     H_VM_START_BYTES,
     PG_LINK,
     Z_FREE_PAGES,
+    Z_START_PFN,
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
+from realalloc.mm.prim import madvise
 
-COLLECT, MAP, UNMAP, FREE = range(4)
+COLLECT, MAP, UNMAP, FREE, ADVISE = range(5)
+MADV_DONTDUMP = 16
 
 
 @numba.njit
@@ -45,6 +49,8 @@ def _do(words, what, a, b, c):
     if what == UNMAP:
         unmap_chain(words, a, b, c)
         return 0
+    if what == ADVISE:
+        return madvise(a, b, c)
     free_chain(words, a, b)
     return 0
 
@@ -60,6 +66,11 @@ def members(raw: RawArena, head: int) -> list[tuple[int, int]]:
         found.append((head, block_pages(raw, head)))
         head = int(raw.words[page_index(raw, head) + PG_LINK])
     return found
+
+
+def resident(raw: RawArena) -> int:
+    """Count the pages of the zone that hold memory, the window's not."""
+    return int(raw.memory.resident_pages(raw.plan.meta_pages * PAGE, raw.pages * PAGE))
 
 
 def scatter(raw: RawArena, keep: int = 2) -> list[int]:
@@ -96,6 +107,8 @@ def test_pages_move_into_one_range_and_back_up_to_any_page(keep: int) -> None:
     head = do(raw, COLLECT, 23)
     blocks = members(raw, head)
     assert len(blocks) > 1
+    ends = [sum(pages for _, pages in blocks[: k + 1]) for k, (pfn, pages) in enumerate(blocks)
+            if k + 1 == len(blocks) or blocks[k + 1][0] != pfn + pages]  # fmt: skip
     window = int(raw.words[H_VM_START_BYTES]) + 16 * PAGE
     source = pattern(1, 23 * PAGE)
     for limit in range(1, 24):
@@ -104,7 +117,7 @@ def test_pages_move_into_one_range_and_back_up_to_any_page(keep: int) -> None:
             octets(raw, pfn * PAGE, pages * PAGE)[:] = source[done * PAGE : (done + pages) * PAGE]
             done += pages
         moved = do(raw, MAP, head, window, limit)
-        assert limit <= moved <= 23
+        assert moved == next(end for end in ends if end >= limit)  # whole runs of adjacent pages
         assert (octets(raw, window, moved * PAGE) == source[: moved * PAGE]).all()
         octets(raw, window, PAGE)[:8] = 7  # what is written there comes back
         do(raw, UNMAP, head, window, moved)
@@ -134,19 +147,56 @@ def test_a_chain_that_was_dropped_reads_as_zero(raw: RawArena) -> None:
     assert_pristine(raw)
 
 
+def patchwork(raw: RawArena) -> None:
+    """Leave all pages free, and every third one in a mapping of its own, which core dumps leave out."""
+    start, pages = zone_word(raw, 0, Z_START_PFN), zone_pages(raw)
+    for pfn in range(start + 1, start + pages, 3):
+        assert do(raw, ADVISE, raw.memory.address + pfn * PAGE, PAGE, MADV_DONTDUMP) == 0
+
+
+def test_a_run_over_several_mappings_moves_a_mapping_at_a_time() -> None:
+    raw = RawArena(MIB // 2, 4, sheaves=False)
+    patchwork(raw)
+    head, window = do(raw, COLLECT, 40), int(raw.words[H_VM_START_BYTES]) + 256 * PAGE
+    blocks = members(raw, head)
+    for pfn, pages in blocks:
+        write(raw, pfn * PAGE, pages * PAGE, pfn)
+    assert max(pages for _, pages in blocks) == 16
+    assert do(raw, MAP, head, window, 40) == 40
+    done = 0
+    for pfn, pages in blocks:
+        assert holds(raw, window + done * PAGE, pages * PAGE, pfn)
+        done += pages
+    do(raw, UNMAP, head, window, 40)
+    assert all(holds(raw, pfn * PAGE, pages * PAGE, pfn) for pfn, pages in blocks)
+    do(raw, FREE, head)
+    assert_pristine(raw)
+
+
 @pytest.mark.skipif(JIT, reason="calls are refused one by one in plain Python")
 @pytest.mark.parametrize("back", [False, True])
-def test_an_area_refused_at_any_of_its_calls_loses_nothing(monkeypatch: pytest.MonkeyPatch, back: bool) -> None:
-    """The n-th mremap fails, for every n; with ``back`` those that undo it fail too."""
+@pytest.mark.parametrize("keep", [0, 3])
+def test_an_area_refused_at_any_of_its_calls_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, back: bool, keep: int
+) -> None:
+    """The n-th mremap fails, for every n; with ``back`` those that undo it fail too. Free pages: scattered, or a patchwork."""
     real = chain.move_pages
     number = 0
     served = False
     while not served:
         raw = RawArena(MIB // 2, 4, sheaves=False)
-        kept = scatter(raw, 3)
+        kept = scatter(raw, keep) if keep else []
+        if not keep:
+            patchwork(raw)
         for pfn in kept:
             write(raw, pfn * PAGE, PAGE, pfn)
-        free, calls = zone_word(raw, 0, Z_FREE_PAGES), []
+        free, calls = zone_pages(raw) - len(kept), []
+        everything = [int(alloc_pages(raw.words, 0, 0)) for _ in range(free)]
+        for pfn in everything:
+            write(raw, pfn * PAGE, PAGE, pfn)
+        for pfn in everything:
+            assert free_pages(raw.words, pfn, 0) == 0
+        assert resident(raw) == raw.words[H_COMMITTED_PAGES] == zone_pages(raw)
 
         def move(source: int, target: int, length: int, calls: list = calls, number: int = number) -> int:
             calls.append(length)
@@ -158,13 +208,18 @@ def test_an_area_refused_at_any_of_its_calls_loses_nothing(monkeypatch: pytest.M
         monkeypatch.setattr(chain, "move_pages", real)
         served = offset > 0
         assert raw.words[H_VM_REFUSED_PAGES] == (0 if served else 20)
-        assert served or zone_word(raw, 0, Z_FREE_PAGES) == free
+        assert raw.words[H_ALLOCATED_PAGES] == len(kept) + (20 if served else 0)
         raw.validate()
         assert all(holds(raw, pfn * PAGE, PAGE, pfn) for pfn in kept)
+        if not served:
+            assert resident(raw) == raw.words[H_COMMITTED_PAGES]  # what was dropped is in the books,
+            assert back or resident(raw) == zone_pages(raw)  # and what could move back was not dropped
         if not served:  # the pages that moved and those that did not can all be had, and read as zero where asked
-            again = int(vmalloc(raw.words, free * PAGE, GFP_ZERO_BIT))
-            assert again > 0 and is_zero(raw, again, free * PAGE)
-            write(raw, again, free * PAGE, 9)
-            assert holds(raw, again, free * PAGE, 9)
+            pages = [int(alloc_pages(raw.words, 0, GFP_ZERO_BIT)) for _ in range(free)]
+            assert all(is_zero(raw, pfn * PAGE, PAGE) for pfn in pages)
+            for pfn in pages:
+                write(raw, pfn * PAGE, PAGE, pfn)
+            assert all(holds(raw, pfn * PAGE, PAGE, pfn) for pfn in (*pages, *kept))
+            assert raw.memory.resident_pages(int(raw.words[H_VM_START_BYTES]), raw.plan.granules * 16 * PAGE) == 0
         number += 1
     assert number > 5
