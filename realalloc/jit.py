@@ -41,10 +41,9 @@ from realalloc.gfp import (
 from realalloc.mm.jit import Words, bare, verb
 from realalloc.mm.kmalloc import kfree_bulk as _kfree_bulk
 from realalloc.mm.kmalloc import kfree_slow as _kfree_slow
-from realalloc.mm.kmalloc import kmalloc_bulk as _kmalloc_bulk
 from realalloc.mm.kmalloc import kmalloc_sheaf as _kmalloc_sheaf
 from realalloc.mm.kmalloc import ksize as _ksize
-from realalloc.mm.layout import BACKING_CALLS, C_SHEAF, EINVAL, P_BACKING, PAGE_SHIFT, WORD_BYTES
+from realalloc.mm.layout import BACKING_CALLS, C_SHEAF, EINVAL, P_BACKING, PAGE_BYTES, PAGE_SHIFT, WORD_BYTES
 from realalloc.mm.mempool import pool_alloc as _pool_alloc
 from realalloc.mm.mempool import pool_alloc_reserved as _pool_alloc_reserved
 from realalloc.mm.mempool import pool_free as _pool_free
@@ -54,10 +53,12 @@ from realalloc.mm.mempool_calls import calls_free as _calls_free
 from realalloc.mm.mempool_wait import pool_alloc_wait as _pool_alloc_wait
 from realalloc.mm.nofail import ASK_KMALLOC, ASK_OBJECT, ASK_PAGES, ASK_RUN, ASK_VMALLOC
 from realalloc.mm.nofail import served as _served
+from realalloc.mm.nofail import served_bulk as _served_bulk
+from realalloc.mm.nofail import zeroed_object as _zeroed_object
 from realalloc.mm.objects import cache_free as _kmem_cache_free
 from realalloc.mm.objects import free_fast as _free_fast
-from realalloc.mm.objects import kmem_cache_alloc_bulk as _kmem_cache_alloc_bulk
 from realalloc.mm.objects import kmem_cache_free_bulk as _kmem_cache_free_bulk
+from realalloc.mm.page_alloc import alloc_pages_bulk as _alloc_pages_bulk
 from realalloc.mm.page_alloc import free_pages as _free_pages
 from realalloc.mm.sheaf import pop as _pop
 from realalloc.mm.threads import my_place as _my_place
@@ -74,11 +75,13 @@ __all__ = [
     "GFP_ZERO",
     "NULL",
     "alloc_pages",
+    "alloc_pages_bulk",
     "alloc_pages_exact",
     "free_pages",
     "as_array",
     "as_bytes",
     "as_floats",
+    "kcalloc",
     "kfree",
     "kfree_bulk",
     "kmalloc",
@@ -89,19 +92,25 @@ __all__ = [
     "kmem_cache_free_bulk",
     "krealloc",
     "ksize",
+    "kvfree",
+    "kvmalloc",
     "load_word",
     "kzalloc",
     "mempool_alloc",
+    "mempool_alloc_bulk",
     "mempool_alloc_preallocated",
     "mempool_alloc_wait",
     "mempool_free",
+    "mempool_free_bulk",
     "pfn_to_offset",
     "store_word",
     "vfree",
     "vmalloc",
+    "vzalloc",
 ]
 
 NULL: Final = 0
+MAX_BYTES: Final = (1 << 63) - 1
 
 
 @verb
@@ -112,9 +121,17 @@ def kmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
 
 
 @verb
-def kzalloc(words: Words, nbytes: int) -> int:
+def kzalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
     """Return the offset of a block that reads as zero, or NULL."""
-    return kmalloc(words, nbytes, GFP_KERNEL | GFP_ZERO)
+    return kmalloc(words, nbytes, gfp | GFP_ZERO)
+
+
+@verb
+def kcalloc(words: Words, n: int, nbytes: int, gfp: int = GFP_KERNEL) -> int:
+    """Return the offset of ``n * nbytes`` bytes that read as zero, or NULL: also where the product overflows."""
+    if n <= 0 or nbytes <= 0 or n > MAX_BYTES // nbytes:
+        return NULL
+    return kmalloc(words, n * nbytes, gfp | GFP_ZERO)
 
 
 @verb
@@ -132,12 +149,15 @@ def ksize(words: Words, offset: int) -> int:
 
 
 @verb
-def krealloc(words: Words, offset: int, nbytes: int) -> int:
-    """Return a block of ``nbytes`` with the old contents: the same one if it fits; NULL leaves the old one whole."""
+def krealloc(words: Words, offset: int, nbytes: int, gfp: int = GFP_KERNEL) -> int:
+    """Return a block of ``nbytes`` with the old contents: the same one if it fits; NULL leaves the old one whole.
+
+    GFP_ZERO zeroes what is beyond the usable bytes of the old block, as nobody knows how many of these were asked for.
+    """
     old = max(_ksize(bare(words), offset), 0)
     if 0 < nbytes <= old:
         return offset
-    fresh = kmalloc(words, nbytes)
+    fresh = kmalloc(words, nbytes, gfp)
     if fresh != 0 and old != 0:
         for k in range(min(old, nbytes + WORD_BYTES - 1) // WORD_BYTES):
             words[fresh // WORD_BYTES + k] = words[offset // WORD_BYTES + k]
@@ -152,15 +172,36 @@ def vmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
 
 
 @verb
+def vzalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
+    """Return the offset of whole pages in the vmalloc window that read as zero, or NULL."""
+    return vmalloc(words, nbytes, gfp | GFP_ZERO)
+
+
+@verb
 def vfree(words: Words, offset: int) -> int:
     """Free an area; NULL is ignored."""
     return kfree(words, offset)
 
 
 @verb
-def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words) -> int:
+def kvmalloc(words: Words, nbytes: int, gfp: int = GFP_KERNEL) -> int:
+    """Return a block by kmalloc, or by vmalloc where no contiguous one is left and ``nbytes`` is above a page; or NULL."""
+    if nbytes <= PAGE_BYTES:
+        return kmalloc(words, nbytes, gfp)
+    offset = kmalloc(words, nbytes, gfp & ~GFP_NOFAIL)
+    return offset if offset != 0 else vmalloc(words, nbytes, gfp)
+
+
+@verb
+def kvfree(words: Words, offset: int) -> int:
+    """Free a block of :func:`kvmalloc`; NULL is ignored."""
+    return kfree(words, offset)
+
+
+@verb
+def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words, gfp: int = GFP_KERNEL) -> int:
     """Fill ``out[:count]`` with blocks of ``nbytes`` and return ``count``, or take none and return 0."""
-    return count if _kmalloc_bulk(bare(words), nbytes, count, out) == 0 else 0
+    return _served_bulk(bare(words), ASK_KMALLOC, nbytes, count, gfp, out)
 
 
 @verb
@@ -220,6 +261,12 @@ def alloc_pages_exact(words: Words, pages: int, gfp: int = GFP_KERNEL) -> int:
 
 
 @verb
+def alloc_pages_bulk(words: Words, count: int, out: Words, gfp: int = GFP_KERNEL) -> int:
+    """Fill ``out[:count]`` with pfns of single pages; return how many there were, which may be fewer, as in the kernel."""
+    return _alloc_pages_bulk(bare(words), count, gfp, out)
+
+
+@verb
 def free_pages(words: Words, pfn: int, order: int) -> int:
     """Free pages; the order is verified, -1 accepts any."""
     return _free_pages(bare(words), pfn, order)
@@ -229,16 +276,19 @@ def free_pages(words: Words, pfn: int, order: int) -> int:
 def kmem_cache_alloc(words: Words, cache: int, gfp: int = GFP_KERNEL) -> int:
     """Return an object of the cache whose ``cache.at`` this is, or NULL.
 
-    A cache with a constructor serves only objects that Python has constructed: NULL when those are used up.
+    A cache with a constructor serves only objects that Python has constructed: NULL when those are used up, and for GFP_ZERO,
+    which would destroy what it has made.
     """
+    if gfp & GFP_ZERO:
+        return _zeroed_object(bare(words), cache, gfp)
     offset = _pop(bare(words), _my_place(), bare(words)[cache + C_SHEAF])
     return offset if offset != 0 else _served(bare(words), ASK_OBJECT, cache, gfp)
 
 
 @verb
-def kmem_cache_alloc_bulk(words: Words, cache: int, count: int, out: Words) -> int:
+def kmem_cache_alloc_bulk(words: Words, cache: int, count: int, out: Words, gfp: int = GFP_KERNEL) -> int:
     """Fill ``out[:count]`` with objects and return ``count``, or take none and return 0."""
-    return count if _kmem_cache_alloc_bulk(bare(words), cache, count, out) == 0 else 0
+    return _served_bulk(bare(words), ASK_OBJECT, cache, count, gfp, out)
 
 
 @verb
@@ -288,3 +338,23 @@ def mempool_free(words: Words, pool: int, offset: int) -> int:
     if raw[pool + P_BACKING] == BACKING_CALLS:
         return _calls_free(raw, pool, offset)
     return _pool_free(raw, pool, offset)
+
+
+@verb
+def mempool_free_bulk(words: Words, pool: int, count: int, offsets: Words) -> int:
+    """Return ``offsets[:count]`` to their pool; return how many were refused."""
+    refused = 0
+    for k in range(count):
+        refused += 1 if mempool_free(words, pool, offsets[k]) != 0 else 0
+    return refused
+
+
+@verb
+def mempool_alloc_bulk(words: Words, pool: int, count: int, out: Words) -> int:
+    """Fill ``out[:count]`` with elements and return ``count``, or take none and return 0; never waits."""
+    for done in range(count):
+        out[done] = mempool_alloc(words, pool)
+        if out[done] == NULL:
+            mempool_free_bulk(words, pool, done, out)
+            return 0
+    return count

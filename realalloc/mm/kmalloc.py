@@ -24,7 +24,6 @@ from realalloc.mm.layout import (
     ENOMEM,
     EXTERNAL_MAP_BYTES,
     GFP_DMA_BIT,
-    GFP_ORDINARY,
     GFP_ZERO_BIT,
     H_BLOCKS,
     H_CLOSED,
@@ -278,15 +277,16 @@ def kfree(words: Words, offset: int) -> int:
 
 
 @entry
-def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words) -> int:
+def kmalloc_bulk(words: Words, nbytes: int, count: int, gfp: int, out: Words) -> int:
     """Fill ``out[:count]`` with blocks of ``nbytes`` and return OK, or allocate none and return ENOMEM."""
-    if (
-        0 < nbytes <= KMALLOC_MAX_CACHE_BYTES
-        and kmem_cache_alloc_bulk(words, class_of(words, nbytes, 0), count, out) == OK
-    ):
+    small = 0 < nbytes <= KMALLOC_MAX_CACHE_BYTES and gfp & GFP_DMA_BIT == 0
+    if small and kmem_cache_alloc_bulk(words, class_of(words, nbytes, gfp), count, gfp, out) == OK:
+        if gfp & GFP_ZERO_BIT:
+            for k in range(count):
+                zero_words(words, out[k], nbytes)
         return OK
     for done in range(count):
-        out[done] = kmalloc_slow(words, nbytes, GFP_ORDINARY)
+        out[done] = kmalloc_slow(words, nbytes, gfp)
         if out[done] < 0:
             kfree_bulk(words, done, out)
             return ENOMEM

@@ -9,27 +9,32 @@ from __future__ import annotations
 from realalloc.mm.atomic import address_of
 from realalloc.mm.bits import order_of_pages
 from realalloc.mm.jit import JIT, Words, entry, kernel
-from realalloc.mm.kmalloc import class_of, kmalloc_slow, vmalloc
+from realalloc.mm.kmalloc import class_of, kfree_bulk, kmalloc_bulk, kmalloc_slow, vmalloc, zero_words
 from realalloc.mm.layout import (
+    C_FLAGS,
     C_MIN_ORDER,
+    C_OBJECT_BYTES,
     C_ZONE,
+    CF_CTOR,
     ENOMEM,
     GFP_DMA_BIT,
     GFP_HIGH_BIT,
     GFP_NOFAIL_BIT,
     GFP_WAIT_BIT,
+    GFP_ZERO_BIT,
     H_CLOSED,
     H_END_PFN,
     H_MAX_ORDER,
     H_NR_ZONES,
     KMALLOC_MAX_CACHE_BYTES,
+    OK,
     PAGE_BYTES,
     PAGE_SHIFT,
     WORD_BYTES,
     ZONE_DMA,
     ZONE_NORMAL,
 )
-from realalloc.mm.objects import cache_alloc_slow
+from realalloc.mm.objects import cache_alloc, cache_alloc_slow, kmem_cache_alloc_bulk
 from realalloc.mm.page_alloc import alloc_pages, alloc_run
 from realalloc.mm.prim import futex_sleep, sched_yield
 from realalloc.mm.watermark import could_ever
@@ -104,3 +109,51 @@ def served(words: Words, what: int, argument: int, gfp: int) -> int:
     if found == ENOMEM and gfp & GFP_NOFAIL_BIT:
         found = insist(words, what, argument, gfp)
     return max(found, 0)
+
+
+@entry
+def zeroed_object(words: Words, c: int, gfp: int) -> int:
+    """Return an object that reads as zero, or 0: also of a cache whose constructor has made what that would destroy."""
+    if words[c + C_FLAGS] & CF_CTOR:
+        return 0
+    offset = cache_alloc(words, c, gfp)
+    if offset == ENOMEM and gfp & GFP_NOFAIL_BIT:
+        offset = insist(words, ASK_OBJECT, c, gfp)
+    if offset > 0:
+        zero_words(words, offset, words[c + C_OBJECT_BYTES])
+    return max(offset, 0)
+
+
+@kernel
+def _one_of_many(words: Words, what: int, argument: int, gfp: int) -> int:
+    return (
+        zeroed_object(words, argument, gfp)
+        if what == ASK_OBJECT and gfp & GFP_ZERO_BIT
+        else served(words, what, argument, gfp)
+    )
+
+
+@entry
+def served_bulk(words: Words, what: int, argument: int, count: int, gfp: int, out: Words) -> int:
+    """Fill ``out[:count]`` with blocks (ASK_KMALLOC) or objects and return ``count``, or take none and return 0.
+
+    With GFP_NOFAIL what cannot be had at once is waited for one by one, with what is there already held.
+    """
+    status = ENOMEM
+    if what == ASK_KMALLOC:
+        status = kmalloc_bulk(words, argument, count, gfp, out)
+    elif gfp & GFP_ZERO_BIT and words[argument + C_FLAGS] & CF_CTOR:
+        return 0
+    else:
+        status = kmem_cache_alloc_bulk(words, argument, count, gfp, out)
+        if status == OK and gfp & GFP_ZERO_BIT:
+            for k in range(count):
+                zero_words(words, out[k], words[argument + C_OBJECT_BYTES])
+    if status != ENOMEM or gfp & GFP_NOFAIL_BIT == 0:
+        return count if status == OK else 0
+    for done in range(count):
+        out[done] = _one_of_many(words, what, argument, gfp)
+        if out[done] == 0:  # it can never be, or the arena is closed
+            kfree_bulk(words, done, out)
+            return 0
+    return count

@@ -263,15 +263,15 @@ def kmem_cache_free_bulk(words: Words, c: int, count: int, out: Words) -> int:
 
 
 @entry
-def kmem_cache_alloc_bulk(words: Words, c: int, count: int, out: Words) -> int:
-    """Fill ``out[:count]`` with objects, as GFP_KERNEL does; OK, or allocate none and return why (all or nothing)."""
+def kmem_cache_alloc_bulk(words: Words, c: int, count: int, gfp: int, out: Words) -> int:
+    """Fill ``out[:count]`` with objects; OK, or allocate none and return why (all or nothing). GFP_ZERO is the caller's."""
     if words[H_CLOSED] != 0:
         return ENOMEM
     done = 0
     while done < count:
         done = _pop_many(words, c, done, count, out)
         if done < count:
-            offset = cache_alloc_slow(words, c, GFP_ORDINARY)
+            offset = cache_alloc_slow(words, c, gfp)
             if offset < 0:
                 kmem_cache_free_bulk(words, c, done, out)
                 return offset

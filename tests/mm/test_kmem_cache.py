@@ -193,10 +193,10 @@ def test_a_constructed_slab_serves_when_its_last_object_is_back(raw: RawArena, n
     assert (raw.words[c + C_NR_EMPTY], raw.words[c + C_ALLOCS]) == (1, 0)
     raw.validate()
     out = raw.out(len(objects) + 1)
-    assert kmem_cache_alloc_bulk(raw.words, c, len(objects), out) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, len(objects), 0, out) == 0
     assert sorted(out[:-1].tolist()) == objects
     assert kmem_cache_alloc(raw.words, c) == EAGAIN
-    assert kmem_cache_alloc_bulk(raw.words, c, 1, out) == EAGAIN
+    assert kmem_cache_alloc_bulk(raw.words, c, 1, 0, out) == EAGAIN
     for offset in objects:
         assert kmem_cache_free(raw.words, c, offset) == 0
     assert cache_destroy(raw.words, c) == 0
@@ -208,7 +208,7 @@ def test_bulk_from_a_cache_with_a_constructor_is_all_or_nothing(raw: RawArena) -
     _, objects = constructed(raw, c)
     for offset in objects:
         construct_put(raw.words, offset)
-    assert kmem_cache_alloc_bulk(raw.words, c, len(objects) + 1, raw.out(100)) == EAGAIN
+    assert kmem_cache_alloc_bulk(raw.words, c, len(objects) + 1, 0, raw.out(100)) == EAGAIN
     assert raw.words[c + C_ALLOCS] == raw.words[c + C_FREES]
     raw.validate()
     assert cache_destroy(raw.words, c) == 0

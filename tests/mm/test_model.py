@@ -152,7 +152,7 @@ class Life:
             status = int(kmem_cache_alloc(self.raw.words, c))
             out[0] = status
         else:
-            status = int(kmem_cache_alloc_bulk(self.raw.words, c, count, out))
+            status = int(kmem_cache_alloc_bulk(self.raw.words, c, count, 0, out))
         if status < 0:
             assert status == ENOMEM
             return

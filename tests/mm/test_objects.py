@@ -119,7 +119,7 @@ class Life:
     def objects(self, thread: int, index: int, count: int) -> None:
         c, nbytes = list(self.caches.items())[index % len(self.caches)]
         out = self.raw.out(count)
-        if self.threads[thread].do(kmem_cache_alloc_bulk, self.raw.words, c, count, out) == 0:
+        if self.threads[thread].do(kmem_cache_alloc_bulk, self.raw.words, c, count, 0, out) == 0:
             for offset in out[:count].tolist():
                 self.born(offset, nbytes, "cache", c)
 
@@ -488,18 +488,18 @@ def test_a_bulk_request_is_all_or_nothing_and_a_bulk_free_says_how_many_it_refus
     raw = RawArena(SMALLEST, MAX_ORDER)
     c, other = make_cache(raw, 500), make_cache(raw, 500)
     out = raw.out(10_000)
-    assert kmem_cache_alloc_bulk(raw.words, c, 10_000, out) == ENOMEM
+    assert kmem_cache_alloc_bulk(raw.words, c, 10_000, 0, out) == ENOMEM
     assert cache_drain(raw.words, c) == 0
     assert used(raw, c) == 0
     for count in (0, 1, 7, 8, 9, 100):
-        assert kmem_cache_alloc_bulk(raw.words, c, count, out) == 0
+        assert kmem_cache_alloc_bulk(raw.words, c, count, 0, out) == 0
         live = out[:count].tolist()
         assert len(set(live)) == count
         stranger = int(kmem_cache_alloc(raw.words, other))
         for k in range(min(count, 9)):
             mixed = np.array([*live[:k], stranger, 12, -5, *live[k:]], np.int64)
             if k:
-                assert kmem_cache_alloc_bulk(raw.words, c, count, out) == 0
+                assert kmem_cache_alloc_bulk(raw.words, c, count, 0, out) == 0
                 mixed = np.array([*out[:k].tolist(), stranger, 12, -5, *out[k:count].tolist()], np.int64)
             assert kmem_cache_free_bulk(raw.words, c, len(mixed), mixed) == 3
         if count == 0:
@@ -508,7 +508,7 @@ def test_a_bulk_request_is_all_or_nothing_and_a_bulk_free_says_how_many_it_refus
         assert used(raw, c) == cached(raw, c)
         raw.validate()
     raw.words[H_CLOSED] = 1
-    assert kmem_cache_alloc_bulk(raw.words, c, 1, out) == ENOMEM
+    assert kmem_cache_alloc_bulk(raw.words, c, 1, 0, out) == ENOMEM
     raw.words[H_CLOSED] = 0
     assert_pristine(raw)
 
@@ -749,7 +749,7 @@ def test_a_bulk_free_over_many_slabs_refuses_each_wrong_one_and_takes_all_others
         mine = []
         for c in caches:
             out = raw.out(150)
-            assert kmem_cache_alloc_bulk(raw.words, c, 150, out) == 0
+            assert kmem_cache_alloc_bulk(raw.words, c, 150, 0, out) == 0
             mine.append(out.tolist())
         block = int(alloc_pages(raw.words, 1, 0))
         large = int(kmalloc(raw.words, 3 * PAGE, 0))
@@ -779,7 +779,7 @@ def test_a_bulk_free_refuses_what_it_has_just_freed(by: str) -> None:
     raw = RawArena(SMALLEST, MAX_ORDER)
     c = class_cache(raw, 64)
     out = raw.out(20)
-    assert kmem_cache_alloc_bulk(raw.words, c, 20, out) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, 20, 0, out) == 0
     twice = np.repeat(out, 2)
     if by == "cache":
         assert kmem_cache_free_bulk(raw.words, c, 40, twice) == 20
@@ -799,7 +799,7 @@ def test_bulk_requests_of_any_size_meet_no_object_twice() -> None:
         count = rng.randint(0, 90)
         if rng.random() < 0.5:
             out = raw.out(count)
-            assert kmem_cache_alloc_bulk(raw.words, c, count, out) == 0
+            assert kmem_cache_alloc_bulk(raw.words, c, count, 0, out) == 0
             live += out.tolist()[:count]
             assert len(set(live)) == len(live)
         else:

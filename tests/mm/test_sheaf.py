@@ -407,7 +407,7 @@ def test_bulk_verbs_go_through_the_same_sheaves() -> None:
     raw = RawArena(SMALLEST, 4)
     c = make_cache(raw)
     out = raw.out(1000)
-    assert kmem_cache_alloc_bulk(raw.words, c, 500, out) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, 500, 0, out) == 0
     live = out[:500].tolist()
     assert len(set(live)) == 500
     assert used(raw, c) == 500 + cached(raw, c)
@@ -415,7 +415,7 @@ def test_bulk_verbs_go_through_the_same_sheaves() -> None:
         assert kmem_cache_free(raw.words, c, offset) == 0
     kept = cached(raw, c)
     assert kept <= field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + 2)
-    assert kmem_cache_alloc_bulk(raw.words, c, kept, out) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, kept, 0, out) == 0
     assert cached(raw, c) == 0
     for offset in out[:kept].tolist():
         assert kmem_cache_free(raw.words, c, offset) == 0

@@ -134,7 +134,7 @@ def test_frees_of_anything_but_a_live_object_of_the_cache_are_refused(raw: RawAr
 def test_bulk_is_all_or_nothing(raw: RawArena) -> None:
     c = make_cache(raw, 256)
     out = raw.out(4000)
-    assert kmem_cache_alloc_bulk(raw.words, c, 100, out) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, 100, 0, out) == 0
     live = out[:100].tolist()
     assert len(set(live)) == 100
     assert not out[100:].any()
@@ -142,17 +142,17 @@ def test_bulk_is_all_or_nothing(raw: RawArena) -> None:
     for k, offset in enumerate(live):
         write(raw, offset, 256, k)
     used = field(raw, c, C_ALLOCS) - field(raw, c, C_FREES)
-    assert kmem_cache_alloc_bulk(raw.words, c, 4000, out) == ENOMEM  # runs out mid-way
+    assert kmem_cache_alloc_bulk(raw.words, c, 4000, 0, out) == ENOMEM  # runs out mid-way
     assert field(raw, c, C_ALLOCS) - field(raw, c, C_FREES) == used == 100
     raw.validate()
     assert all(is_live_object(raw.words, c, offset) for offset in live)
     assert all(holds(raw, offset, 256, k) for k, offset in enumerate(live))
     left = zone_pages(raw) * 16 - 100
     exact = raw.out(left)
-    assert kmem_cache_alloc_bulk(raw.words, c, left, exact) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, left, 0, exact) == 0
     assert len({*exact.tolist(), *live}) == left + 100
-    assert kmem_cache_alloc_bulk(raw.words, c, 1, out) == ENOMEM
-    assert kmem_cache_alloc_bulk(raw.words, c, 0, out) == 0
+    assert kmem_cache_alloc_bulk(raw.words, c, 1, 0, out) == ENOMEM
+    assert kmem_cache_alloc_bulk(raw.words, c, 0, 0, out) == 0
     give_objects(raw, c, exact.tolist() + live)
     assert cache_destroy(raw.words, c) == 0
     assert_pristine(raw)
@@ -178,7 +178,7 @@ def test_a_cache_with_a_constructor_never_makes_slabs_by_itself(raw: RawArena) -
     c = make_cache(raw, 64, flags=CF_CTOR)
     before = metadata(raw)
     assert kmem_cache_alloc(raw.words, c) == EAGAIN
-    assert kmem_cache_alloc_bulk(raw.words, c, 3, raw.out(3)) == EAGAIN
+    assert kmem_cache_alloc_bulk(raw.words, c, 3, 0, raw.out(3)) == EAGAIN
     assert_unchanged(raw, before)
     assert cache_destroy(raw.words, c) == 0
 
@@ -188,7 +188,7 @@ def test_a_closed_arena_hands_out_no_object_and_takes_objects_back(raw: RawArena
     live = take_objects(raw, c, 3)
     raw.words[H_CLOSED] = 1
     assert kmem_cache_alloc(raw.words, c) == ENOMEM
-    assert kmem_cache_alloc_bulk(raw.words, c, 2, raw.out(2)) == ENOMEM
+    assert kmem_cache_alloc_bulk(raw.words, c, 2, 0, raw.out(2)) == ENOMEM
     give_objects(raw, c, live)
     assert cache_destroy(raw.words, c) == 0
 
