@@ -61,7 +61,7 @@ from realalloc.lab.trace.raw import (
     THREADS,
 )
 from realalloc.lease.capi import address_of_symbol, c_function, immortal, load_at, store_at
-from realalloc.lease.datamem import call_at
+from realalloc.lease.datablocks import call_at
 from realalloc.memory import MADV_POPULATE_WRITE
 from realalloc.mm.atomic import thread_identity
 from realalloc.mm.jit import JIT, CFunction, Entry, kernel, native
