@@ -12,19 +12,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from realalloc.lab.report.panels import Panel, series_panel
 from realalloc.lab.series import Series
 
-MIB: Final = 1 << 20
 PANEL_INCHES: Final = (7.0, 2.6)
 DPI: Final = 110
 PANEL_PIXELS: Final = 260
-UNITS: Final = {"bytes": "MiB", "share": "share", "count": "count", "per second": "per second"}
-
-
-def scaled(series: Series) -> dict[str, list[float]]:
-    """Return the columns in the unit that is drawn: MiB for bytes."""
-    scale = MIB if series.unit == "bytes" else 1
-    return {name: [value / scale for value in values] for name, values in series.columns.items()}
 
 
 def png(columns: Mapping[str, Mapping[str, Series]], heading: str) -> bytes:
@@ -38,22 +31,22 @@ def png(columns: Mapping[str, Mapping[str, Series]], heading: str) -> bytes:
     for across, (process, found) in enumerate(columns.items()):
         for row, (name, series) in enumerate(found.items()):
             axes = made.add_subplot(down, len(columns), row * len(columns) + across + 1)
-            _panel(axes, series, f"{process}: {name}")
+            _draw(axes, series_panel(series, f"{process}: {name}"))
     out = io.BytesIO()
     made.savefig(out, format="png", dpi=DPI)
     return out.getvalue()
 
 
-def _panel(axes: Any, series: Series, title: str) -> None:
-    for name, values in scaled(series).items():
-        axes.plot(series.seconds, values, label=name, linewidth=1.2)
-    axes.set_title(title, loc="left", size=10, parse_math=False)
-    axes.set_ylabel(UNITS.get(series.unit, series.unit))
-    axes.set_xlabel("seconds")
+def _draw(axes: Any, panel: Panel) -> None:
+    for curve in panel.curves:
+        axes.plot(curve.xs, curve.ys, label=curve.peer, linewidth=1.2)
+    axes.set_title(panel.title, loc="left", size=10, parse_math=False)
+    axes.set_ylabel(panel.y_label)
+    axes.set_xlabel(panel.x_label)
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if series.columns:
+    if panel.curves:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
 
 
@@ -67,11 +60,11 @@ def plot(found: Mapping[str, Series]) -> Any:
     made: Any = subplots.make_subplots(
         rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.06
     )
-    for row, series in enumerate(found.values(), start=1):
-        for name, values in scaled(series).items():
-            drawn = [value if math.isfinite(value) else None for value in values]
-            made.add_trace(scatter(x=list(series.seconds), y=drawn, name=name, mode="lines"), row=row, col=1)
-        made.update_yaxes(title_text=UNITS.get(series.unit, series.unit), rangemode="tozero", row=row, col=1)
+    for row, panel in enumerate((series_panel(series, name) for name, series in found.items()), start=1):
+        for curve in panel.curves:
+            drawn = [value if math.isfinite(value) else None for value in curve.ys]
+            made.add_trace(scatter(x=curve.xs, y=drawn, name=curve.peer, mode="lines"), row=row, col=1)
+        made.update_yaxes(title_text=panel.y_label, rangemode="tozero", row=row, col=1)
     made.update_xaxes(title_text="seconds", row=len(titles), col=1)
     made.update_layout(template="plotly_white", height=PANEL_PIXELS * len(titles), margin={"t": 40, "b": 40})
     return made

@@ -15,8 +15,11 @@ SERIES = as_series(rows(4.0))
 
 
 def test_bytes_are_drawn_as_mib() -> None:
-    assert charts.scaled(Series((0.0,), {"rss": (3.0 * (1 << 20),)})) == {"rss": [3.0]}
-    assert charts.scaled(Series((0.0,), {"n": (3.0,)}, "count")) == {"n": [3.0]}
+    pytest.importorskip("plotly")
+    series = {"memory": Series((0.0,), {"rss": (3.0 * (1 << 20),)}), "how many": Series((0.0,), {"n": (3.0,)}, "count")}
+    made = charts.plot(series)
+    assert [(line.name, line.y) for line in made.data] == [("rss", (3.0,)), ("n", (3.0,))]
+    assert (made.layout.yaxis.title.text, made.layout.yaxis2.title.text) == ("MiB", "count")
 
 
 @pytest.mark.parametrize("columns", [{"main": SERIES}, {"main": SERIES, "process $1$": SERIES}, {}])
