@@ -17,8 +17,7 @@ TESTS = Path(__file__).parent
 TOGETHER = {
     "lab/workloads": "lab/workloads/test_workloads.py",  # every workload against every peer
     "lab/trace/programs": "lab/trace/test_programs.py",
-    "lab/trace/inject": "lab/trace/test_recorder.py",  # what is put into other people's processes
-    "cli/inject": "cli/test_run.py",
+    "inject": "cli/test_run.py",  # what is put into other people's processes; also lab/trace/test_recorder.py
     "lease": "test_lease.py",  # the C type and what its slots call; parts that stand alone have files of their own
 }
 ALONE = {"context": "test_arrays.py"}  # the `with` block of arrays

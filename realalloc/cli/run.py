@@ -24,8 +24,8 @@ from realalloc.cli.programs import checked_command, this_python
 from realalloc.sizes import as_alignment, as_bytes
 
 VARIABLE: Final = "REALALLOC_NUMPY"
-CONFIG: Final = "REALALLOC_RUN"  # for inject/sitecustomize.py
-INJECT: Final = Path(__file__).parent / "inject"
+CONFIG: Final = "REALALLOC_RUN"  # for inject/arena.py
+INJECT: Final = Path(__file__).parents[1] / "inject"
 ROOT: Final = Path(__file__).parents[2]
 LOWEST, HIGHEST = 16, 2 << 20  # MIN_ALIGN and MAX_ALIGN of realalloc.lease.datarecord, which needs numba
 

@@ -1,6 +1,6 @@
 """The hooks of a recorded program: what stands between Python, NumPy and their allocators, as machine code in object files.
 
-A recorded program imports nothing of this package and no numba: it loads these objects (``inject/sitecustomize.py``).
+A recorded program imports nothing of this package and no numba: it loads these objects (``realalloc/inject/record.py``).
 A hook calls the allocator that was there, and stores an event. It may run in any thread, without the GIL, while the program
 ends: it touches no Python object, keeps ``errno``, and waits for nobody but a thread that makes the file longer.
 

@@ -1,6 +1,6 @@
 """Run a Python program unchanged, and log what it allocates.
 
-The program runs in a child, as Python itself would run it: hooks are put in place by ``inject/sitecustomize.py`` before
+The program runs in a child, as Python itself would run it: hooks are put in place by ``realalloc/inject`` before
 anything else. This process waits, passes signals on, and turns the log into a trace however the program ended: by its end,
 ``os._exit``, ``exec``, a signal. A log is kept beside the trace and removed when the trace is written.
 
@@ -29,7 +29,7 @@ from realalloc.lab.trace.format import write_trace
 from realalloc.lab.trace.hooks import objects
 from realalloc.lab.trace.resolve import resolve
 
-INJECT: Final = Path(__file__).parent / "inject"
+INJECT: Final = Path(__file__).parents[2] / "inject"
 VARIABLE: Final = "REALALLOC_RECORD"
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

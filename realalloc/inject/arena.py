@@ -1,7 +1,5 @@
-"""What runs in a program of ``realalloc run`` before the program: NumPy gets the arena when the program imports it.
+"""The part of ``realalloc run``: NumPy gets the arena when the program imports it.
 
-Found by ``site`` because ``run`` puts this directory first in PYTHONPATH, so that everything else (``sys.argv``, ``sys.path``,
-``__main__``, tracebacks, the exit code) is as Python itself makes it. Any other ``sitecustomize`` runs afterwards.
 A program that never imports NumPy pays for nothing. Where the arena cannot be had, ``import numpy`` says so in one line and
 ends the program with exit code 2: it shall not run without what was asked for.
 
@@ -13,46 +11,13 @@ from __future__ import annotations
 import _thread
 import builtins
 import importlib
-import importlib.util
-import json
-import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-VARIABLE = "REALALLOC_RUN"
 EXIT_REFUSED = 2
 NEEDED = ("numba", "llvmlite", "realalloc")  # what imports NumPy, or is imported by who does, and the arena needs
-
-
-class NumpyFinder:
-    """First in ``sys.meta_path`` until NumPy is there."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        """Keep what was asked for: ``root``, ``align``, ``fallback``, ``stats``."""
-        self.config = config
-        self.finding = False
-
-    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
-        """Find NumPy as the others do, and be told when it is there."""
-        if name != "numpy" or self.finding:
-            return None
-        self.finding = True
-        try:
-            spec = importlib.util.find_spec("numpy")
-        finally:
-            self.finding = False
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                    Installer(self.config).attempt()
-
-            vars(spec.loader)["exec_module"] = exec_module
-        return spec
 
 
 def half_imported() -> list[ModuleType]:
@@ -79,7 +44,7 @@ class Installer:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """Keep what was asked for."""
+        """Keep what was asked for: ``root``, ``align``, ``fallback``, ``stats``."""
         self.config = config
         self.turn = _thread.allocate_lock()
         self.waiting: list[ModuleType] = []
@@ -146,30 +111,6 @@ def tell(handler: Any) -> None:
     sys.stderr.write(f"realalloc run: {line}\n")
 
 
-def main() -> None:
-    """Take what ``run`` left in the environment, but for what children shall find there, too."""
-    config = json.loads(os.environ[VARIABLE])
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
-    sys.path_importer_cache.pop(here, None)
-    if not config["children"]:
-        del os.environ[VARIABLE]
-        if config["pythonpath"] is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = config["pythonpath"]
-    if "numpy" in sys.modules:
-        Installer(config).attempt()
-    else:
-        sys.meta_path.insert(0, NumpyFinder(config))
-
-
-if VARIABLE in os.environ:
-    main()
-    _me = sys.modules.pop(__name__)
-    try:
-        importlib.import_module("sitecustomize")  # whatever else there is
-    except ImportError as error:
-        if error.name != "sitecustomize":
-            raise
-        sys.modules[__name__] = _me  # importlib wants to find it
+def begin(config: dict[str, Any], meet_numpy: Callable[[Callable[[ModuleType], None]], None]) -> None:
+    """Install when NumPy is there."""
+    meet_numpy(lambda _numpy: Installer(config).attempt())

@@ -1,8 +1,4 @@
-"""What runs in a recorded program before the program: it puts the hooks in place, and takes every trace of itself away.
-
-Found by ``site`` because the recorder puts this directory first in PYTHONPATH, so that everything else (``sys.argv``,
-``sys.path``, ``__main__``, tracebacks, the exit code) is as Python itself makes it. PYTHONPATH is put back, and whatever other
-``sitecustomize`` there is runs afterwards. NumPy is met when the program imports it, not before.
+"""The part of ``realalloc record``: it puts the hooks in place. NumPy is met when the program imports it, not before.
 
 May not: import this package, numba or NumPy; raise; say anything on stdout or stderr: the recorder tells what was not met.
 """
@@ -11,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
-import importlib.util
 import json
 import os
-import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-VARIABLE = "REALALLOC_RECORD"
 PYTHON_DOMAINS = {"raw": 0, "mem": 1, "obj": 2}  # PyMemAllocatorDomain; NumPy is 3
 NUMPY = 3
 DEFAULT_HANDLER = 306  # PyDataMem_DefaultHandler in NumPy's C API
@@ -115,64 +108,18 @@ class Recording:
         table[:] = [record, *self.hooks]
 
 
-class NumpyFinder:
-    """First in ``sys.meta_path`` until NumPy is imported: meets it then."""
-
-    def __init__(self, recording: Recording) -> None:
-        """Remember who wants to be told."""
-        self.recording = recording
-
-    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
-        """Find NumPy as the others do, and be told when it is there."""
-        if name != "numpy":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("numpy")
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                meet(self.recording, module)
-
-            vars(spec.loader)["exec_module"] = exec_module
-        return spec
-
-
 def meet(recording: Recording, numpy: ModuleType) -> None:
     """Meet NumPy; one that keeps its handler elsewhere is not recorded, and the recorder says so."""
     with contextlib.suppress(AttributeError, ValueError, TypeError):
         recording.meet_numpy(numpy)
 
 
-def main() -> None:
-    """Begin to record, if the recorder asked for it."""
-    config = json.loads(os.environ.pop(VARIABLE))
-    here = os.path.dirname(os.path.abspath(__file__))
-    if config["pythonpath"] is None:
-        os.environ.pop("PYTHONPATH", None)
-    else:
-        os.environ["PYTHONPATH"] = config["pythonpath"]
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
-    sys.path_importer_cache.pop(here, None)
+def begin(config: dict[str, Any], meet_numpy: Callable[[Callable[[ModuleType], None]], None]) -> None:
+    """Begin to record."""
     recording = Recording(config)
     if "numpy" in config["domains"]:
-        if "numpy" in sys.modules:
-            meet(recording, sys.modules["numpy"])
-        else:
-            sys.meta_path.insert(0, NumpyFinder(recording))
+        meet_numpy(lambda numpy: meet(recording, numpy))
     for name in PYTHON_DOMAINS:
         if name in config["domains"]:
             recording.meet_python(name)
     recording.control[recording.at["ON"]] = 1
-
-
-if VARIABLE in os.environ:
-    main()
-    _me = sys.modules.pop(__name__)
-    try:
-        importlib.import_module("sitecustomize")  # whatever else there is
-    except ImportError as error:
-        if error.name != "sitecustomize":
-            raise
-        sys.modules[__name__] = _me  # importlib wants to find it
