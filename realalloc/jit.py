@@ -201,7 +201,7 @@ def kvfree(words: Words, offset: int) -> int:
 @verb
 def kmalloc_bulk(words: Words, nbytes: int, count: int, out: Words, gfp: int = GFP_KERNEL) -> int:
     """Fill ``out[:count]`` with blocks of ``nbytes`` and return ``count``, or take none and return 0."""
-    return _served_bulk(bare(words), ASK_KMALLOC, nbytes, count, gfp, out)
+    return _served_bulk(bare(words), ASK_KMALLOC, nbytes, max(count, 0), gfp, out)
 
 
 @verb
@@ -288,7 +288,7 @@ def kmem_cache_alloc(words: Words, cache: int, gfp: int = GFP_KERNEL) -> int:
 @verb
 def kmem_cache_alloc_bulk(words: Words, cache: int, count: int, out: Words, gfp: int = GFP_KERNEL) -> int:
     """Fill ``out[:count]`` with objects and return ``count``, or take none and return 0."""
-    return _served_bulk(bare(words), ASK_OBJECT, cache, count, gfp, out)
+    return _served_bulk(bare(words), ASK_OBJECT, cache, max(count, 0), gfp, out)
 
 
 @verb
@@ -357,4 +357,4 @@ def mempool_alloc_bulk(words: Words, pool: int, count: int, out: Words) -> int:
         if out[done] == NULL:
             mempool_free_bulk(words, pool, done, out)
             return 0
-    return count
+    return max(count, 0)

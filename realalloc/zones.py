@@ -156,8 +156,10 @@ def shortage(words: Words, gfp: int, nbytes: int = 0, *, mapped: bool = False) -
         knob = "raise limit= or set_limit()" if bound else "raise the arena's size"
     why = fragmentation.why(free_blocks(words, zone), nbytes) if nbytes <= free else ""
     why += _reserved(words, zone, gfp, free // PAGE, nbytes)
-    refused = int(words[at.H_VM_REFUSED_PAGES]) if mapped else 0
+    refused = int(words[at.H_VM_REFUSED_PAGES]) if mapped and zone == at.ZONE_NORMAL else 0
     advice = f"free some, or {knob}"
+    if mapped and zone == at.ZONE_DMA:
+        why += ", where no vmalloc area can be"
     if refused:
         why = f" but the system refused to map {format_bytes(refused * PAGE)} of scattered pages side by side (mremap)"
         advice = (

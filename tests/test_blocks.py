@@ -388,3 +388,22 @@ def test_empty_slabs_are_reclaimed_before_memory_runs_out(small: ra.Arena) -> No
     blocks = exhaust(lambda: small.alloc_pages(0))
     assert small.stats().free == 0 and small.stats().slab == 0
     del pages, blocks
+
+
+@pytest.mark.parametrize("nbytes", [1, 5000, 600_000, 5 << 20])
+def test_no_area_pretends_to_be_locked(nbytes: int) -> None:
+    """vmalloc has no pages of the locked zone: what asks for them gets them in one piece, or nothing."""
+    flags = ra.GFP_KERNEL | ra.GFP_DMA
+    with ra.Arena("16MiB", lock="1MiB", decay=None) as arena:
+        locked = range(arena.stats().metadata, arena.stats().metadata + MIB)
+        for verb in (arena.vmalloc, arena.vzalloc):
+            text = refuses(arena, ra.OutOfMemory, "zone DMA", verb, nbytes, flags)
+            assert "free in zone DMA, where no vmalloc area can be, " in text and "raise lock=" in text
+        if nbytes <= 5000:
+            with arena.kvmalloc(nbytes, flags) as buf:
+                assert buf.obj.offset in locked
+        else:
+            refuses(arena, ra.OutOfMemory, "where no vmalloc area can be", arena.kvmalloc, nbytes, flags)
+        refuses(arena, ra.OutOfMemory, "zone DMA", arena.vmalloc, nbytes, flags | ra.GFP_NOFAIL)
+    with ra.Arena("16MiB") as arena:
+        refuses(arena, ra.OutOfMemory, "this arena has no locked zone", arena.vmalloc, nbytes, flags)

@@ -372,3 +372,26 @@ def test_no_verb_takes_of_a_closed_arena() -> None:
         assert jit.alloc_pages_bulk(words, 4, out, flags) == jit.kvmalloc(words, 9000, flags) == 0
         assert jit.kcalloc(words, 4, 8, flags) == jit.vzalloc(words, 9000, flags) == 0
     assert pool_at > 0
+
+
+def test_no_area_is_locked_and_fewer_than_none_are_none() -> None:
+    with ra.Arena("16MiB", lock="1MiB", decay=None) as arena:
+        words, out = arena.words, np.full(4, 7, np.int64)
+        pool = arena.mempool(2, size=100)
+        cache = arena.kmem_cache("c", 100)
+        flags = GFP_KERNEL | GFP_DMA
+        for take in (vmalloc, jit.vzalloc, jit.kvmalloc):
+            assert take(words, 600_000, flags) == take(words, 600_000, flags | jit.GFP_NOFAIL) == NULL
+        for count in (0, -1, -(1 << 40)):
+            assert (
+                jit.kmalloc_bulk(words, 64, count, out) == jit.kmalloc_bulk(words, 64, count, out, jit.GFP_NOFAIL) == 0
+            )
+            assert (
+                jit.kmem_cache_alloc_bulk(words, cache.at, count, out) == jit.alloc_pages_bulk(words, count, out) == 0
+            )
+            assert jit.mempool_alloc_bulk(words, pool.at, count, out) == 0
+            assert jit.mempool_free_bulk(words, pool.at, count, out) == jit.kfree_bulk(words, count, out) == 0
+        assert out.tolist() == [7, 7, 7, 7]
+        pool.destroy()
+        cache.destroy()
+        arena.validate()

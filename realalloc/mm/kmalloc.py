@@ -330,8 +330,8 @@ def charged_bytes(words: Words, offset: int) -> int:
 
 @entry
 def vmalloc(words: Words, nbytes: int, gfp: int) -> int:
-    """Return the offset of an area in the vmalloc window, or ENOMEM."""
-    if nbytes <= 0 or words[H_CLOSED] != 0:
+    """Return the offset of an area in the vmalloc window, or ENOMEM: no area is in the locked zone."""
+    if nbytes <= 0 or words[H_CLOSED] != 0 or gfp & GFP_DMA_BIT:
         return ENOMEM
     lock(words)
     offset = vmalloc_locked(words, nbytes, gfp)
