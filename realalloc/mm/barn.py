@@ -2,6 +2,8 @@
 
 Full sheaves go from threads that free to threads that take, without a look at a slab. Lists are linked by S_NEXT, under
 the arena lock.
+
+Invariant, per cache: C_NR_BARN_FULL and C_NR_BARN_EMPTY count the lists; S_COUNT of a sheaf on the second is 0.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from realalloc.mm.layout import (
     S_BOTTOM,
     S_COUNT,
     S_NEXT,
+    SMALL_BARN_BYTES,
     WORD_BYTES,
 )
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked
@@ -68,9 +71,13 @@ def barn_get(words: Words, head: int, count: int) -> int:
 
 @kernel
 def barn_room(words: Words, c: int) -> int:
-    """Return how many sheaves of either kind a cache's barn keeps, by the bytes of their objects."""
+    """Return how many sheaves of either kind a cache's barn keeps, by the bytes of their objects.
+
+    A visit to a slab costs as much for a small object as for a large one, and keeping it less.
+    """
     lean = LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0
-    nbytes = min(MAX_BARN_BYTES, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT) >> lean
+    most = max(MAX_BARN_BYTES, SMALL_BARN_BYTES // words[c + C_STRIDE_BYTES])
+    nbytes = min(most, words[H_END_PFN] << PAGE_SHIFT >> BARN_SHARE_SHIFT) >> lean
     full = words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES]
     least = max(2, min(MIN_BARN_SHEAVES, (MIN_BARN_BYTES >> lean) // full))
     return max(least, min(nbytes // full, MAX_BARN_SHEAVES))

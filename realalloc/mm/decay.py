@@ -25,7 +25,10 @@ from realalloc.mm.layout import (
     H_NR_CACHES,
     H_NR_RECORDS,
     H_VM_LAZY_PAGES,
+    MAX_BARN_SHEAVES,
     OK,
+    SHEAF_BLOCKS,
+    SHEAF_OWNERS,
     Y_BACKLOG,
     Y_DRAINED,
     Y_EPOCH_NS,
@@ -41,9 +44,11 @@ from realalloc.mm.lazy import is_lazy_old, purge_old_lazy_locked
 from realalloc.mm.pressure import update_pressure
 from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import drain_locked
+from realalloc.mm.sheaf import flush_barn_locked
 
 IDLE_NS = 250_000_000  # longest sleep
 BRIEF_NS = 1_000_000  # shortest, but for none
+DRAIN_SHEAVES = 64  # of a barn, flushed without letting go of the lock: 4000 objects, some 40 us
 AT_ONCE_NS = 100_000_000  # between two looks at what threads keep, where freed memory goes back at once
 
 
@@ -59,6 +64,19 @@ def _is_anything_kept(words: Words) -> int:
 
 
 @kernel
+def _flush_barns(words: Words) -> None:
+    """Empty the barns in steps, without a door shut; as many steps as a barn can have, as others may fill it meanwhile."""
+    for index in range(1, SHEAF_BLOCKS):
+        for _ in range(MAX_BARN_SHEAVES // DRAIN_SHEAVES):
+            lock(words)
+            c = words[SHEAF_OWNERS + index] if words[H_CLOSED] == 0 else 0
+            flushed = flush_barn_locked(words, c, DRAIN_SHEAVES) if c != 0 else 0
+            unlock(words)
+            if flushed < DRAIN_SHEAVES:
+                break
+
+
+@kernel
 def _drain_once_in_a_while(words: Words) -> None:
     """Turn what is kept for speed into free pages, twice in a decay time: freed objects in sheaves hold whole slabs."""
     if words[DECAY + Y_EPOCHS] - words[DECAY + Y_DRAINED] < DECAY_EPOCHS // 2:
@@ -66,6 +84,7 @@ def _drain_once_in_a_while(words: Words) -> None:
     words[DECAY + Y_DRAINED] = words[DECAY + Y_EPOCHS]
     words[DECAY + Y_STUCK] = 0
     if _is_anything_kept(words) == 1:
+        _flush_barns(words)
         lock(words)
         drain_locked(words)
         shrink_all_locked(words)

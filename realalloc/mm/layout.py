@@ -241,9 +241,12 @@ BLOCK_SHARE_SHIFT: Final = 6
 MIN_SHEAVES_PAGES: Final = 1024  # smaller arenas have no sheaves: 4 MiB
 MIN_BARN_SHEAVES: Final = 10  # full ones, and as many empty ones, that a cache's barn keeps (kernel: MAX_FULL_SHEAVES);
 MIN_BARN_BYTES: Final = MIN_BARN_SHEAVES << 15  # fewer of large objects, but two;
-MAX_BARN_SHEAVES: Final = 64  # more of tiny objects,
-BARN_SHARE_SHIFT: Final = 8  # up to this share of the arena
+MAX_BARN_SHEAVES: Final = 2048  # more of small objects,
+BARN_SHARE_SHIFT: Final = 7  # up to this share of the arena
 MAX_BARN_BYTES: Final = 1 << 18
+SMALL_BARN_BYTES: Final = (
+    1 << 29
+)  # ... or, of objects below 2 KiB, this over their bytes: 8 MiB of 64 B, 1 MiB of 512 B
 
 # -- kmem_cache: one descriptor -------------------------------------------------------------------------------------
 CACHE_WORDS: Final = 40

@@ -316,6 +316,19 @@ def _drain_barn(words: Words, c: int, head: int, number: int) -> None:
 
 
 @entry
+def flush_barn_locked(words: Words, c: int, most: int) -> int:
+    """Return up to ``most`` full sheaves of a cache's barn to the slabs; return how many there were."""
+    count = 0
+    while count < most and words[c + C_BARN_FULL] != 0:
+        sheaf = barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL)
+        flush_locked(words, c, sheaf + S_OBJECTS, words[sheaf + S_COUNT])
+        words[sheaf + S_COUNT] = 0
+        put_empty(words, c, sheaf)
+        count += 1
+    return count
+
+
+@entry
 def drain_cache_locked(words: Words, c: int) -> int:
     """Return everything in the sheaves of a cache, of all threads and the barn, to the slabs; the others are locked out."""
     place = next_record(words, 0) if words[c + C_SHEAF] != 0 else 0

@@ -17,10 +17,12 @@ from realalloc.mm.layout import (
     C_ACTIVE,
     C_ALLOCS,
     C_AT,
+    C_BARN_EMPTY,
     C_BARN_FULL,
     C_EMPTY,
     C_FIRST_BYTES,
     C_FREES,
+    C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_NR_EMPTY,
     C_NR_PARTIAL,
@@ -105,15 +107,26 @@ def _visit_all(words: Words, c: int, step: int) -> int:
     return wrong + (1 if sheaf != 0 else 0)
 
 
+@kernel
+def _bad_empties(words: Words, c: int) -> int:
+    """Tell whether the barn's empty sheaves are not as many as counted, or one has something in it."""
+    sheaf = words[c + C_BARN_EMPTY]
+    for _ in range(words[c + C_NR_BARN_EMPTY]):
+        if sheaf == 0 or words[sheaf + S_COUNT] != 0:
+            return 1
+        sheaf = words[sheaf + S_NEXT]
+    return 1 if sheaf != 0 else 0
+
+
 @entry
 def validate_sheaves_locked(words: Words, c: int) -> int:
-    """Check both invariants for one cache; the others are locked out. OK or BAD_SHEAF.
+    """Check both invariants of sheaves, and the barn's, for one cache; the others are locked out. OK or BAD_SHEAF.
 
     An object that two sheaves have is found by marking each one free, in its slab's map, and back.
     """
     if words[c + C_SHEAF] == 0:
         return OK
-    if _visit_all(words, c, LOOK) != 0:  # a walker leaves damage as it is
+    if _visit_all(words, c, LOOK) + _bad_empties(words, c) != 0:  # a walker leaves damage as it is
         return BAD_SHEAF
     wrong = _visit_all(words, c, MARK)
     _visit_all(words, c, UNMARK)

@@ -107,9 +107,10 @@ def test_how_many_are_kept_follows_the_bytes_of_their_objects(size: int) -> None
         for lean in (0, CF_LEAN):
             raw.words[c + C_FLAGS] = field(raw, c, C_FLAGS) & ~CF_LEAN | lean
             room = rooms[pages, lean] = do(raw, ROOM, c)
-            most = min(256 << 10, pages * PAGE // 256) // (4 if lean else 1)  # a share of the arena, but
+            most = min(max(256 << 10, (512 << 20) // size), pages * PAGE // 128)  # a share of the arena, but
+            most //= 4 if lean else 1
             least = min(10, (320 << 10) // (4 if lean else 1) // full)  # ten, or fewer where they are large,
-            assert room == max(2, least, min(64, most // full))  # and two of any size; of tiny ones no more than 64
+            assert room == max(2, least, min(2048, most // full))  # and two of any size; of tiny ones no more than 2048
     assert len(rooms) >= 4
     assert all(rooms[pages, CF_LEAN] <= rooms[pages, 0] for pages, _ in rooms)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from kernels import assert_pristine, dirty_pages, octets, records, trim
+from kernels import assert_pristine, class_cache, dirty_pages, field, octets, records, trim
 from support import MIB, PAGE, RawArena
 
 from realalloc.mm.commit import DROP_PAGES, purge
-from realalloc.mm.decay import BRIEF_NS, IDLE_NS, decay_tick, serve, set_decay
+from realalloc.mm.decay import BRIEF_NS, DRAIN_SHEAVES, IDLE_NS, decay_tick, serve, set_decay
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.layout import (
+    C_NR_BARN_FULL,
     DECAY,
     DECAY_EPOCHS,
     H_ALLOCATED_PAGES,
@@ -17,6 +18,7 @@ from realalloc.mm.layout import (
     H_COMMITTED_PAGES,
     H_VM_LAZY_PAGES,
     HUGE_AUTO,
+    MAX_SHEAF_OBJECTS,
     Y_EPOCH_NS,
     Y_NS,
     Y_PENDING,
@@ -121,6 +123,21 @@ def test_what_threads_keep_goes_back_too() -> None:
     it.run(3 * DECAY_EPOCHS + 2)
     it.raw.validate()
     assert records(it.raw) == []
+    assert it.committed <= 16
+    assert_pristine(it.raw)
+
+
+def test_a_barn_of_many_sheaves_goes_back_with_the_rest() -> None:
+    it = Served(64 * MIB)
+    offsets = [int(kmalloc(it.raw.words, 16, 0)) for _ in range(40 * DRAIN_SHEAVES * MAX_SHEAF_OBJECTS // 10)]
+    for offset in offsets:
+        assert kfree(it.raw.words, offset) == 0
+    assert field(it.raw, class_cache(it.raw, 16), C_NR_BARN_FULL) > 2 * DRAIN_SHEAVES
+    it.run(DECAY_EPOCHS // 2 + 2)
+    assert field(it.raw, class_cache(it.raw, 16), C_NR_BARN_FULL) == 0
+    assert records(it.raw) == []
+    it.raw.validate()
+    it.run(3 * DECAY_EPOCHS)
     assert it.committed <= 16
     assert_pristine(it.raw)
 

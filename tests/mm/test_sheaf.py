@@ -66,17 +66,19 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
     SHEAF_OWNERS,
     SHEAF_SHARE_SHIFT,
+    SMALL_BARN_BYTES,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.reclaim import drain_locked, reclaim
-from realalloc.mm.sheaf import FEW_SHIFT
+from realalloc.mm.sheaf import FEW_SHIFT, flush_barn_locked
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 
 
 def barn_room(raw: RawArena, c: int) -> int:
     """Sheaves that a barn keeps, by the bytes of their objects."""
-    nbytes = min(MAX_BARN_BYTES, raw.plan.end_pfn * PAGE >> BARN_SHARE_SHIFT)
+    most = max(MAX_BARN_BYTES, SMALL_BARN_BYTES // field(raw, c, C_STRIDE_BYTES))
+    nbytes = min(most, raw.plan.end_pfn * PAGE >> BARN_SHARE_SHIFT)
     full = field(raw, c, C_SHEAF_CAPACITY) * field(raw, c, C_STRIDE_BYTES)
     least = max(2, min(MIN_BARN_SHEAVES, MIN_BARN_BYTES // full))
     return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
@@ -148,12 +150,12 @@ def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity
     raw.words[c + C_SHEAF_CAPACITY] = capacity
     twin, rng = Twin(raw, c), random.Random(capacity)
     taken: dict[tuple[tuple[int, int, int], bool], int] = {}
-    for step in range(3000 * capacity * max(1, capacity - 2)):
+    for step in range(3000 * capacity * (2 if capacity < 4 else 3)):
         level = twin.level
         pops = taken.get((level, True), 0)
         puts = taken.get((level, False), 0)
         up = step // (40 * capacity) % 2 == 0 if pops == puts else pops < puts
-        if not twin.live or (up and len(twin.live) < 200):
+        if not twin.live or (up and len(twin.live) < 250):
             taken[level, True] = pops + 1
             twin.alloc()
         else:
@@ -400,6 +402,34 @@ def test_draining_one_cache_leaves_the_others_their_sheaves() -> None:
     assert drain_locked(raw.words) == kept[2] + 1  # and the record
     assert raw.words[H_NR_RECORDS] == 0
     assert drain_locked(raw.words) == 0
+    assert_pristine(raw)
+
+
+def test_a_barn_is_flushed_by_as_many_sheaves_as_asked_for_and_the_door_stays_open() -> None:
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw)
+    count = field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + 2)
+    taken = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count)]
+    for offset in taken:
+        kmem_cache_free(raw.words, c, offset)
+    full, empty = field(raw, c, C_NR_BARN_FULL), field(raw, c, C_NR_BARN_EMPTY)
+    assert full >= barn_room(raw, c) - 1 > 3
+    kept = cached(raw, c)
+    for asked in (0, 1, 2):
+        assert flush_barn_locked(raw.words, c, asked) == asked
+        full, empty, kept = full - asked, empty + asked, kept - asked * field(raw, c, C_SHEAF_CAPACITY)
+        assert (field(raw, c, C_NR_BARN_FULL), field(raw, c, C_NR_BARN_EMPTY), cached(raw, c)) == (full, empty, kept)
+        raw.validate()
+    again = [int(kmem_cache_alloc(raw.words, c)) for _ in taken]  # through sheaves that were flushed
+    assert len(set(again)) == len(taken)
+    for offset in again:
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    raw.validate()
+    full = field(raw, c, C_NR_BARN_FULL)
+    assert flush_barn_locked(raw.words, c, full + 1) == full
+    assert field(raw, c, C_NR_BARN_FULL) == flush_barn_locked(raw.words, c, 9) == 0
+    d = own(raw, c)  # what the thread keeps is still its own
+    assert cached(raw, c) == len(main_sheaf(raw, d)) + len(spare_sheaf(raw, d)) > 0
     assert_pristine(raw)
 
 

@@ -27,8 +27,10 @@ from realalloc.mm.layout import (
     BAD_SLAB_LIST,
     BAD_SLAB_MAP,
     C_ALLOCS,
+    C_BARN_EMPTY,
     C_EMPTY,
     C_FREES,
+    C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_NR_EMPTY,
     C_NR_PARTIAL,
@@ -51,9 +53,11 @@ from realalloc.mm.layout import (
     PAGE_LISTED,
     PG_LINK,
     PG_MAP0,
+    S_COUNT,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages
+from realalloc.mm.sheaf import flush_barn_locked
 from realalloc.mm.slab import is_live_object
 from realalloc.mm.walkers import next_slab, set_free_bit, validate_sheaves_locked
 
@@ -191,10 +195,12 @@ def kept_cache(count: int = 40) -> tuple[RawArena, int, int]:
     live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count + 4)]
     for offset in live[:count]:
         kmem_cache_free(raw.words, c, offset)
+    assert flush_barn_locked(raw.words, c, 1) == 1  # and an empty sheaf in the barn
     d = own(raw, c)
     assert main_sheaf(raw, d)
     assert spare_sheaf(raw, d)
     assert barn(raw, c)
+    assert raw.words[c + C_NR_BARN_EMPTY] > 0
     raw.validate()
     return raw, c, d
 
@@ -203,7 +209,7 @@ def damage_sheaf(what: str, raw: RawArena, c: int, d: int) -> list[tuple[int, in
     """Words to change, with what."""
     w = raw.words
     top, put, spare = (int(w[d + name]) for name in (D_TOP, D_PUT, D_PUT_BASE))
-    full = int(w[c + C_NR_BARN_FULL])
+    full, empty = int(w[c + C_NR_BARN_FULL]), int(w[c + C_NR_BARN_EMPTY])
     user = next(offset for offset in range(int(w[top]), 1 << 30, 64) if offset not in kept_objects(raw, c))
     return {
         "twice in the main sheaf": [(top, int(w[top - 1]))],
@@ -220,6 +226,9 @@ def damage_sheaf(what: str, raw: RawArena, c: int, d: int) -> list[tuple[int, in
         "no zero below the spare sheaf": [(spare - 1, user)],
         "one sheaf too many in the barn": [(c + C_NR_BARN_FULL, full - 1)],
         "one sheaf too few in the barn": [(c + C_NR_BARN_FULL, full + 1)],
+        "one empty sheaf too many in the barn": [(c + C_NR_BARN_EMPTY, empty - 1)],
+        "one empty sheaf too few in the barn": [(c + C_NR_BARN_EMPTY, empty + 1)],
+        "an empty sheaf with something in it": [(int(w[c + C_BARN_EMPTY]) + S_COUNT, 1)],
     }[what]
 
 
@@ -228,6 +237,7 @@ SHEAF_DAMAGE = [
     "of another cache", "the main top is behind the end", "the main top is before the beginning",
     "the spare top is behind the end", "the spare top is before the beginning", "no zero below the main sheaf",
     "no zero below the spare sheaf", "one sheaf too many in the barn", "one sheaf too few in the barn",
+    "one empty sheaf too many in the barn", "one empty sheaf too few in the barn", "an empty sheaf with something in it",
 ]  # fmt: skip
 
 
