@@ -23,7 +23,15 @@ from __future__ import annotations
 from typing import Final
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.barn import barn_get, barn_put, barn_room, free_sheaf_locked, get_empty, new_sheaf_locked, put_empty
+from realalloc.mm.barn import (
+    barn_get,
+    barn_has_room,
+    barn_put,
+    free_sheaf_locked,
+    get_empty,
+    new_sheaf_locked,
+    put_empty,
+)
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     C_BARN_EMPTY,
@@ -289,7 +297,7 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
     if count_of(words, d) == 0:
         exchange(words, d)
         return 1
-    empty = get_empty(words, c) if words[c + C_NR_BARN_FULL] < barn_room(words, c) else 0
+    empty = get_empty(words, c) if barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 1 else 0
     if empty != 0:
         barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
         set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])

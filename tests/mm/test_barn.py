@@ -9,7 +9,15 @@ import pytest
 from kernels import class_cache, field, used
 from support import MIB, PAGE, RawArena
 
-from realalloc.mm.barn import barn_get, barn_put, barn_room, free_sheaf_locked, get_empty, new_sheaf_locked, put_empty
+from realalloc.mm.barn import (
+    barn_get,
+    barn_has_room,
+    barn_put,
+    free_sheaf_locked,
+    get_empty,
+    new_sheaf_locked,
+    put_empty,
+)
 from realalloc.mm.layout import (
     C_BARN_EMPTY,
     C_BARN_FULL,
@@ -38,7 +46,10 @@ def _do(words, what, c, head, count, sheaf):
     if what == GET:
         return barn_get(words, c + head, c + count)
     if what == ROOM:
-        return barn_room(words, c)
+        room = 0
+        while barn_has_room(words, c, room) == 1:
+            room += 1
+        return room
     if what == PUT_EMPTY:
         put_empty(words, c, sheaf)
         return 0
