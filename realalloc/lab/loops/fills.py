@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import njit
 
-from realalloc.lab.loops.waits import bump_at, fill, total_of
+from realalloc.lab.loops.waits import bump_at, fill, settled, total_of
 from realalloc.lease.capi import load_at, store_at
 
 
@@ -85,7 +85,7 @@ def make(f: Any) -> dict[str, Any]:
             block = alloc(how, 8)
             if block == 0:
                 return -1
-            address = at(how, block)
+            address = settled(at(how, block))
             store_at(address, 0)
             for _ in range(writes):
                 bump_at(address)

@@ -76,6 +76,21 @@ def total_of(address: int, nbytes: int) -> int:
     return total
 
 
+def _emit_settled(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    kept = ir.InlineAsm(ir.FunctionType(_I64, [_I64]), "", "=r,0", side_effect=True)
+    return builder.call(kept, [args[0]])
+
+
+@native(_emit_settled)
+def settled(address: int) -> int:
+    """Return an address as one register, also where it is a sum of base and offset.
+
+    A processor that renames memory (Intel since Golden Cove) forwards a store to the next load of ``[register]`` for
+    nothing, and to one of ``[base + offset]`` in five cycles: 2.4 ns a write instead of 0.3, whoever allocated.
+    """
+    return address
+
+
 def _emit_bump(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     pointer = builder.inttoptr(args[0], _I64.as_pointer())
     value = builder.add(builder.load_atomic(pointer, "monotonic", 8), ir.Constant(_I64, 1))

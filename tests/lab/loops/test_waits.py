@@ -11,7 +11,7 @@ from checks import some
 from support import JIT
 
 from realalloc.lab.crowd import crowd
-from realalloc.lab.loops.waits import LINE, bump_at, enter, exchange, fill, leave, roll, total_of, wait_above
+from realalloc.lab.loops.waits import LINE, bump_at, enter, exchange, fill, leave, roll, settled, total_of, wait_above
 from realalloc.mm.atomic import atomic_store
 
 
@@ -43,6 +43,16 @@ def _exchange(slots, first, number):
     for k in range(number):
         total += exchange(slots, 0, first + k)
     return total
+
+
+@numba.njit(nogil=True)
+def _settle(base, offset):
+    return settled(base + offset)
+
+
+@pytest.mark.parametrize("address", [0, 1, 8, 2**47 - 8, 2**62, -8])
+def test_a_settled_address_is_the_same(address: int) -> None:
+    assert _settle(address - 8, 8) == address
 
 
 def test_the_lock_keeps_the_other_out() -> None:
