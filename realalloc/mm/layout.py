@@ -181,9 +181,9 @@ KMALLOC_FINE_SIZES: Final = (  # four to an octave, as jemalloc's, but for 7168:
     1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 8192,
 )  # fmt: skip
 KMALLOC_MAX_CACHE_BYTES: Final = 8192
-# Odd: the entry of n bytes is at 8 modulo 16 then, where no object of 16 bytes or more begins. At 256 an object of n bytes had
-# its low twelve bits, and a processor let that load, an allocation's first, wait for the caller's last store: 12 ns, not 4.4.
-KMALLOC_TABLE: Final = 257  # word KMALLOC_TABLE + (bytes + 7) // 8: C_SHEAF << 32 | word index of the class's cache
+# 15 words behind a power of two: the entry of n bytes has the low twelve bits of an object's 16th word, or last one. At 256 it
+# was the first, and a processor let that load, an allocation's first, wait for the caller's last store: 12 ns, not 4.4.
+KMALLOC_TABLE: Final = 271  # word KMALLOC_TABLE + (bytes + 7) // 8: C_SHEAF << 32 | word index of the class's cache
 KMALLOC_TABLE_WORDS: Final = KMALLOC_MAX_CACHE_BYTES // 8 + 1
 
 # -- threads and their sheaves --------------------------------------------------------------------------------------
@@ -220,13 +220,13 @@ T_DISTANCE: Final = 4  # how many places behind the near one of its thread the s
 NULL_RECORD: Final = 2048  # a record that is always 0: every sheaf in it is empty and full
 RECORD_WORDS: Final = 512  # one page: a sheaf descriptor for each index; that of index 0 is unused but for R_NEXT
 D_BASE: Final = 0  # main sheaf: word index of its first place; the word below it is 0
-D_TOP: Final = 1  # word index of its top object; odd as the class table is
+D_LAST_BYTES: Final = 1  # offset of the last object in a slab
 D_PUT: Final = 2  # spare sheaf: word index of its top object
 R_NEXT: Final = 3
 D_PUT_BASE: Final = 4  # word index of its first place
 D_PUT_END: Final = 5  # word index of its last place
 D_MAGIC: Final = 6  # of the objects' stride (bits.divides); 0: no offset is one of this cache
-D_LAST_BYTES: Final = 7  # offset of the last object in a slab
+D_TOP: Final = 7  # of the main sheaf: word index of its top object; where callers seldom write, as the class table
 SHEAF_DESC_WORDS: Final = 8
 S_COUNT: Final = 0  # objects in a sheaf that is in the barn
 S_NEXT: Final = 1  # next sheaf in the barn
@@ -506,7 +506,7 @@ assert B_BYTES + CHARGE_KINDS <= B_NAME
 assert C_NAME + CACHE_NAME_BYTES // WORD_BYTES == CACHE_WORDS
 assert MAX_MAX_ORDER <= ORDER_MASK
 assert KMALLOC_TABLE + KMALLOC_TABLE_WORDS <= SHEAF_OWNERS
-assert KMALLOC_TABLE & D_TOP & C_SHEAF & 1 == 1  # loads that an allocation begins with
+assert KMALLOC_TABLE % 8 == D_TOP  # loads that an allocation begins with: far from the first word of a line
 assert SHEAF_OWNERS + SHEAF_INDICES <= PRESSURE
 assert PRESSURE + PSI_TRIGGERS + TRIGGERS * TRIGGER_WORDS <= THREADS
 assert SHEAF_BLOCKS + SHEAF_BLOCK_ORDERS == SHEAF_INDICES
