@@ -18,6 +18,16 @@ from realalloc import views
 NOT_MEMORYVIEWS = [b"bytes", bytearray(8), 7, "text", np.zeros(4, np.uint8), object()]
 
 
+class Index:
+    """An object with ``__index__``."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
 def books(arena: ra.Arena) -> tuple[Any, ...]:
     """Return everything that a refused operation must leave alone; not the sheaves, which it may drain."""
     s = arena.stats()

@@ -15,29 +15,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from checks import address, eat_everything, exhaust, some, unchanged
+from checks import Index, address, eat_everything, exhaust, some, unchanged
 from support import JIT, MIB, PAGE
 
 import realalloc as ra
 from realalloc.errors import BROKEN_INVARIANTS
 from realalloc.facts import thp_mode
 from realalloc.mm import layout
-
-
-class Index:
-    """An object with ``__index__``."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def __index__(self) -> int:
-        return self.value
-
-
-SIZE_VERBS = ["kmalloc", "kzalloc", "vmalloc", "vzalloc", "kvmalloc", "alloc_pages_exact"]
-WRONG_TYPES: list[Any] = [True, False, np.True_, 1.0, np.float64(8), "8", b"8", None, [8], 8j, np.array([1, 2])]
-WRONG_VALUES = [-1, -(2**63), -(2**64), 2**63, 2**64, 2**100]
-
 
 # -- making one ------------------------------------------------------------------------------------------------------
 

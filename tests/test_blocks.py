@@ -7,22 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import address, eat_everything, exhaust, refuses, unchanged
+from checks import Index, address, eat_everything, exhaust, refuses, unchanged
 from support import MIB, PAGE
 
 import realalloc as ra
 from realalloc.mm import layout
-
-
-class Index:
-    """An object with ``__index__``."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def __index__(self) -> int:
-        return self.value
-
 
 SIZE_VERBS = ["kmalloc", "kzalloc", "vmalloc", "vzalloc", "kvmalloc", "alloc_pages_exact"]
 WRONG_TYPES: list[Any] = [True, False, np.True_, 1.0, np.float64(8), "8", b"8", None, [8], 8j, np.array([1, 2])]

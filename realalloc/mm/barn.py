@@ -73,8 +73,8 @@ def barn_get(words: Words, head: int, count: int) -> int:
 def barn_has_room(words: Words, c: int, count: int) -> int:
     """Tell whether a cache's barn, with ``count`` sheaves of a kind, takes one more, by the bytes of their objects.
 
-    A visit to a slab costs as much for a small object as for a large one, and keeping it less. Products, no quotients: three
-    divisions here were a quarter of what an exchange with the barn takes.
+    A visit to a slab costs as much for a small object as for a large one, and keeping it less. Products, no quotients, as
+    each exchange with the barn asks.
     """
     lean = LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0
     stride = words[c + C_STRIDE_BYTES]
