@@ -6,6 +6,7 @@ import functools
 import os
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from bench.measure import Result
 from realalloc.lab import resident, streams
 from realalloc.lab.measure import Case, Turn, check, measure
 from realalloc.lab.natives import MIMALLOCS, Native, find_natives
-from realalloc.lab.peers import OURS, Peer, jitted_peers, nobody
+from realalloc.lab.peers import BARE, OURS, Peer, bare_stacks, jitted_peers, nobody
 from realalloc.lab.results import Row
 from realalloc.lab.workloads import fragments, jitted_cases
 from realalloc.lab.workloads.scope import FULL, SMOKE, Scope
@@ -29,11 +30,14 @@ LIVE = "live bytes"
 
 
 def result_of(row: Row, most: float | None) -> Result:
-    """Judge a row of the lab: the target speaks of the best native."""
+    """Judge a row of the lab: the target speaks of the best native; what bare stacks took is only noted, as it is none."""
+    bare = [entry.ns.value for entry in row.entries if entry.peer == BARE]
+    row = replace(row, entries=tuple(entry for entry in row.entries if entry.peer != BARE))
     medians = {entry.peer: entry.ns.value for entry in row.entries}
     ratios = {peer: row.ratio(OURS, peer).value for peer in medians if peer != OURS}
     best = row.best_other(OURS)
     notes = {} if row.harness_ns is None else {"harness": row.harness_ns}
+    notes |= {BARE: value for value in bare}
     return Result(row.name, "ns", medians, OURS, {best: most} if best and most else {}, notes, ratios)
 
 
@@ -79,8 +83,9 @@ def timed(found: list[Native], scope: Scope, only: str, directory: str | None, r
     for case in cases:
         if only.lower() not in case.name.lower():
             continue
-        with jitted_peers(found) as peers:
-            row = measure(case, peers, rounds, harness=nobody(), latency=False)
+        with jitted_peers(found) as peers, bare_stacks() as floor:
+            everybody = [*peers, floor] if case.threads == 1 else peers
+            row = measure(case, everybody, rounds, harness=nobody(), latency=False)
         result = result_of(row, targets.TIME.get(case.name))
         if case.workload == "trace":
             played.append(result)

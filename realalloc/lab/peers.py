@@ -16,7 +16,7 @@ import numpy as np
 import realalloc as ra
 from realalloc.lab import recorder
 from realalloc.lab.latencies import Latency
-from realalloc.lab.loops import kinds, layers
+from realalloc.lab.loops import bare, kinds, layers
 from realalloc.lab.loops.kinds import Functions
 from realalloc.lab.loops.layers import CHECKED, PLAIN, TIMED
 from realalloc.lab.measure import WorkDiffers
@@ -25,6 +25,7 @@ from realalloc.lab.natives import Native
 OURS: Final = "realalloc"
 OURS_FINE: Final = "realalloc, fine classes"  # where memory is measured only
 HARNESS: Final = "harness alone"
+BARE: Final = "bare stacks"
 RESERVE: Final = "1GiB"  # reserving costs nothing; no workload comes near it
 
 _STATES: Final[dict[str, Callable[[], Any]]] = {TIMED: recorder.make, CHECKED: layers.make_tally}
@@ -85,6 +86,15 @@ def native(found: Native) -> Peer:
 def nobody(objects: int = kinds.FEW) -> Peer:
     """Return what costs nothing: objects that are there already."""
     return Peer(HARNESS, kinds.CONTROL, lambda thread: kinds.control_how(thread, objects))
+
+
+@contextlib.contextmanager
+def bare_stacks() -> Iterator[Peer]:
+    """Give what is left of an allocator without checks, locks and threads: the floor under a row of one thread."""
+    how, memory = bare.bare_how()
+    yield Peer(BARE, bare.BARE, lambda _thread: how)
+    how[0] = 0  # its addresses are nobody's from here on
+    del memory
 
 
 @contextlib.contextmanager

@@ -70,17 +70,20 @@ def _native_realloc(how: Any, block: int, nbytes: int) -> int:
 
 
 @njit(forceinline=True)
-def _store_address(_how: Any, address: int, value: int) -> None:
+def store_address(_how: Any, address: int, value: int) -> None:
+    """Write the first word of a block that is an address."""
     store_at(address, value)
 
 
 @njit(forceinline=True)
-def _load_address(_how: Any, address: int) -> int:
+def load_address(_how: Any, address: int) -> int:
+    """Return the first word of a block that is an address."""
     return load_at(address)
 
 
 @njit(forceinline=True)
-def _at_address(_how: Any, block: int) -> int:
+def at_address(_how: Any, block: int) -> int:
+    """Return a block that is an address."""
     return block
 
 
@@ -101,8 +104,8 @@ def _same(_how: Any, block: int, _nbytes: int) -> int:
 
 
 OURS: Final = Functions(kmalloc, kfree, _store_word, _load_word, _at_offset, krealloc)
-NATIVE: Final = Functions(_native_alloc, _native_free, _store_address, _load_address, _at_address, _native_realloc)
-CONTROL: Final = Functions(_next_object, _keep, _store_address, _load_address, _at_address, _same)
+NATIVE: Final = Functions(_native_alloc, _native_free, store_address, load_address, at_address, _native_realloc)
+CONTROL: Final = Functions(_next_object, _keep, store_address, load_address, at_address, _same)
 
 
 @functools.cache
