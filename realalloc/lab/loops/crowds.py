@@ -1,6 +1,8 @@
 """Jitted loops of threads that hand objects to each other; made as those of ``basic`` are.
 
 Objects say in themselves what they hold, so whoever frees one checks it: CORRUPT is returned where anything else is found.
+Helpers are inlined for everybody: where they were calls, which depends on the allocator's code, numba counted references to
+``how``, with locked instructions (37 % of realalloc's rptest).
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def make(f: Any) -> dict[str, Any]:
                 free(how, holder)
         return total
 
-    @njit
+    @njit(forceinline=True)
     def new_items(how: Any, items: int) -> int:
         block = alloc(how, 8 * items)
         if block != 0:
@@ -91,7 +93,7 @@ def make(f: Any) -> dict[str, Any]:
                 store_at(at(how, block) + 8 * k, (items - k) ^ COOKIE)
         return block
 
-    @njit
+    @njit(forceinline=True)
     def free_items(how: Any, block: int) -> int:
         if block == 0:
             return 0
@@ -172,7 +174,7 @@ def make(f: Any) -> dict[str, Any]:
                 table[k] = 0
         return CORRUPT if wrong != 0 else 0
 
-    @njit
+    @njit(forceinline=True)
     def new_tagged(how: Any, size: int) -> int:
         block = alloc(how, size)
         if block != 0:
@@ -182,7 +184,7 @@ def make(f: Any) -> dict[str, Any]:
             store_at(address + size - 8, size)
         return block
 
-    @njit
+    @njit(forceinline=True)
     def free_tagged(how: Any, block: int) -> int:
         if block == 0:
             return 0
@@ -192,7 +194,7 @@ def make(f: Any) -> dict[str, Any]:
         free(how, block)
         return wrong
 
-    @njit
+    @njit(forceinline=True)
     def free_posted(how: Any, header: int) -> int:
         wrong = 0
         while header != 0:
