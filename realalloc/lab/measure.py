@@ -2,7 +2,7 @@
 
 A *turn* runs a number of operations on the clock, with work before and after it off the clock. A *contestant* gives a fresh
 turn for each layer: ``plain`` turns make the nanoseconds, a ``checked`` turn the checksum, ``timed`` turns the latencies, so
-that neither proof nor timing is in what the others measure.
+that neither proof nor timing is in what the others measure. Threads of a turn that have not all arrived yet are off the clock.
 Guarantees: a row appears only if every contestant did the same work: the checksums, or what the loops return, are equal; an
 allocation that fails is an error, as a fast failure is no result. Whatever happens, every turn that was begun is torn down
 and closed; Ctrl-C waits until the turn that runs is over.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from realalloc.lab import counters
+from realalloc.lab import counters, gate
 from realalloc.lab.interrupts import Checkpoint, deferred
 from realalloc.lab.latencies import Latency
 from realalloc.lab.loops.crowds import CORRUPT
@@ -132,9 +132,9 @@ def _one(turn: Turn, number: int, seen: _Seen) -> None:
     try:
         turn.prepare()
         before = counters.now()
-        begin = time.perf_counter_ns()
+        begin = time.perf_counter_ns() - gate.waited_ns()
         returned = turn.run(number)
-        spent = (time.perf_counter_ns() - begin) / number
+        spent = (time.perf_counter_ns() - gate.waited_ns() - begin) / number
         counted = counters.since(before)
     finally:
         turn.teardown()
