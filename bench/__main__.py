@@ -1,11 +1,12 @@
 """``python -m bench [--smoke] [--json FILE]``, ``python -m bench natives [--rss] [--traces DIR] [--only NAME]``,
-``python -m bench fragmentation``, ``lab``, ``network``, ``numpy``, ``pools`` or ``reclaim``, and
+``python -m bench fragmentation``, ``lab``, ``network``, ``numpy``, ``pools``, ``reclaim`` or ``scaling``, and
 ``python -m bench soak [--seconds N] [--threads 2]``.
 
 Alone: Python's side and start-up. ``network``: echo servers, each in a process. ``natives``: jitted code against native
 allocators. ``numpy``: arrays and pipelines in an arena (``bench.numpy_arrays``, ``bench.numpy_pipelines``). ``lab``: what
-measuring costs. ``fragmentation``: where slabs lie. ``soak``: threads, forks and checks, for correctness only; it exits with 1
-if anything was wrong. The smoke sizes of all but the network run in CI, so that nothing here rots.
+measuring costs. ``scaling``: two threads over one. ``fragmentation``: where slabs lie. ``soak``: threads, forks and checks,
+for correctness only; it exits with 1 if anything was wrong. The smoke sizes of all but the network run in CI, so that nothing
+here rots.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.network import network
 from bench.pairs import pairs
 from bench.pools import pools
 from bench.reclaim import reclaim
+from bench.scaling import scaling
 from bench.soak import soak
 from bench.startup import startup
 from bench.table import natives
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "part",
         nargs="?",
-        choices=["fragmentation", "lab", "natives", "network", "numpy", "pools", "reclaim", "soak"],
+        choices=["fragmentation", "lab", "natives", "network", "numpy", "pools", "reclaim", "scaling", "soak"],
         help="what to run",
     )
     parser.add_argument("--smoke", action="store_true", help="small sizes: does it run? alone, all parts")
@@ -66,6 +68,8 @@ def main() -> None:
         results += pools(smoke=smoke)
     if options.part == "reclaim" or (smoke and options.part is None):
         results += reclaim(smoke=smoke)
+    if options.part == "scaling" or (smoke and options.part is None):
+        results += scaling(find_natives()[0], smoke=smoke)
     if options.part == "fragmentation" or (smoke and options.part is None):
         results += fragmentation(smoke=smoke)
     if options.part == "numpy" or (smoke and options.part is None):
