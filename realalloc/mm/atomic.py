@@ -1,4 +1,4 @@
-"""Atomic access to a word of the arena, and the arena lock.
+"""Atomic access to a word of the arena, a prefetch, and the arena lock.
 
 The lock guards every structure in ``mm``. It is held for one operation and never across Python code, so its holder
 always makes progress, with or without the GIL; a waiter looks for a moment, then sleeps (Drepper, Futexes are tricky: mutex2).
@@ -72,6 +72,16 @@ def _emit_thread_identity(_context: Any, builder: Any, _signature: Any, _args: A
     return builder.ptrtoint(builder.call(intrinsic, []), ir.IntType(64))
 
 
+def _emit_prefetch(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    base = builder.bitcast(pointer_of(context, builder, signature.args[0], args[0]), byte)
+    name = "llvm.prefetch.p0" if llvmlite.binding.llvm_version_info[0] >= 20 else "llvm.prefetch.p0i8"
+    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    intrinsic = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(intrinsic, [builder.gep(base, [args[1]]), flag(1), flag(3), flag(1)])  # for writing, to stay, data
+    return ir.Constant(ir.IntType(64), 0)
+
+
 def _emit_store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     builder.store_atomic(args[2], _pointer(context, builder, signature, args), "release", 8)
     return args[2]
@@ -132,6 +142,12 @@ def compiler_fence() -> int:
 def thread_identity() -> int:
     """Return what tells the calling thread from all others that live now: its thread pointer."""
     return threading.get_ident()
+
+
+@native(_emit_prefetch)
+def prefetch_for_write(words: Words, offset: int) -> int:  # noqa: ARG001
+    """Ask for the cache line of a byte offset, any, as its first store would; nothing waits for it, and it never faults."""
+    return 0
 
 
 @native(_emit_cas)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.atomic import lock, prefetch_for_write, unlock
 from realalloc.mm.barn import (
     barn_get,
     barn_has_room,
@@ -93,6 +93,7 @@ def pop(words: Words, near: int, place: int) -> int:
     offset = words[top]
     if offset != 0:
         words[d + D_TOP] = top - 1
+        prefetch_for_write(words, offset)  # a caller's stores wait for a line one after the other, prefetches do not
     leave(words, slot)
     return offset
 

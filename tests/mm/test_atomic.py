@@ -11,6 +11,7 @@ import pytest
 from kernels import assert_pristine
 from support import JIT, MIB, RawArena
 
+from realalloc.jit import kmalloc as inlined_kmalloc
 from realalloc.mm.atomic import (
     address_of,
     atomic_add,
@@ -20,6 +21,7 @@ from realalloc.mm.atomic import (
     compare_and_swap,
     lock,
     lock_contended,
+    prefetch_for_write,
     thread_identity,
     unlock,
 )
@@ -289,3 +291,28 @@ def test_a_walker_and_workers_do_not_disturb_each_other() -> None:
     in_threads(work)
     assert set(found) == {0}
     raw.validate()
+
+
+@numba.njit
+def prefetched(words, offset):
+    return prefetch_for_write(words, offset)
+
+
+@numba.njit
+def taken(words):
+    return inlined_kmalloc(words, 64)
+
+
+def test_a_prefetch_changes_nothing_wherever_it_points() -> None:
+    words = np.arange(64, dtype=np.int64)
+    for offset in [0, 8, 511, 512, -8, 1 << 20, 1 << 46, 1 << 62, -(1 << 63), (1 << 63) - 1]:
+        assert prefetched(words, offset) == 0 == prefetch_for_write(words, offset)
+    assert np.array_equal(words, np.arange(64))
+
+
+@pytest.mark.skipif(not JIT, reason="machine code")
+def test_an_inlined_allocation_has_one_prefetch() -> None:
+    raw = RawArena(4 * MIB, 4)
+    assert taken(raw.words) > 0
+    (code,) = taken.inspect_asm().values()
+    assert code.count("prefetch") + code.count("prfm") == 1  # x86-64 or ARM
