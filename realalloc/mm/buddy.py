@@ -193,16 +193,18 @@ def take_block_locked(words: Words, zone: int, order: int, unmovable: int) -> in
 
 
 @entry
-def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int) -> int:
-    """Allocate a block of one kind; return its pfn or ENOMEM. ``zero`` asks for pages that read as zero."""
+def alloc_part_locked(words: Words, zone: int, order: int, kind: int, zero: int, asked: int) -> int:
+    """Allocate a block of one kind; return its pfn or ENOMEM. ``zero`` asks for pages that read as zero; its first ``asked``
+    pages are those that are going to be used.
+    """
     if order > words[H_MAX_ORDER]:
         return ENOMEM
     pfn = take_block_locked(words, zone, order, is_unmovable(kind))
     if pfn == 0:
         return ENOMEM
     if zero != 0:
-        zero_block_locked(words, zone, pfn, order)
-    if commit_locked(words, pfn, 1 << order, order) != OK:
+        zero_block_locked(words, zone, pfn, order, asked)
+    if commit_locked(words, pfn, 1 << order, asked) != OK:
         if is_unmovable(kind) == 1:
             release_block(words, zone, pfn, 1 << order)
         insert_free_locked(words, zone, pfn, order)
@@ -214,6 +216,12 @@ def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int
     words[page_at(words, pfn) + PG_LINK] = 0
     account_allocated(words, 1 << order)
     return pfn
+
+
+@entry
+def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int) -> int:
+    """Allocate a block of which all pages are going to be used."""
+    return alloc_part_locked(words, zone, order, kind, zero, 1 << order)
 
 
 @kernel

@@ -61,6 +61,7 @@ LOOKS = 512  # blocks looked at for each time the lock is held: 5 us
 DROP_PAGES = HUGE_PAGES  # pages given back for each time, up to twice as many: 0.1 to 0.3 ms
 MIN_RUN_ORDER = 4  # 64 KiB: decay leaves smaller free blocks alone
 MIN_RUN_PAGES = 1 << MIN_RUN_ORDER
+SPARE_HUGE_PAGES = HUGE_PAGES // 8  # a unit of which a request leaves more than this unused is not asked to be huge
 
 
 @kernel
@@ -309,11 +310,18 @@ def _admit(words: Words, pfn: int, pages: int) -> int:
     return OK if over <= 0 else ENOMEM
 
 
+@kernel
+def filled_units(asked: int) -> int:
+    """Return the pages of the huge units that a request for so many pages fills, from its first page on; or nearly fills."""
+    return (asked + SPARE_HUGE_PAGES) & -HUGE_PAGES
+
+
 @entry
-def commit_locked(words: Words, pfn: int, pages: int, order: int) -> int:
+def commit_locked(words: Words, pfn: int, pages: int, asked: int) -> int:
     """Let pages that were taken off the free lists hold memory; ENOMEM, with none of them committed, over the limit.
 
-    A block of 2 MiB or more (``order``; -1 for no block) is backed by huge pages where that is the arena's mode.
+    Of a block, the units of 2 MiB that the request for ``asked`` pages fills (0: it is no block) are backed by huge pages
+    where that is the arena's mode. In others small pages become resident as they are touched.
     """
     if words[H_COMMITTED_PAGES] + pages + 2 * HUGE_PAGES > words[H_LIMIT_PAGES] and _admit(words, pfn, pages) != OK:
         return ENOMEM
@@ -324,8 +332,8 @@ def commit_locked(words: Words, pfn: int, pages: int, order: int) -> int:
     if end - begin != pages:  # free neighbours in a huge unit are dirty now
         words[DECAY + Y_CLEAN] = 0
         words[DECAY + Y_SMALL] += small_dirty(words, begin, end) - before
-    if fresh != 0 and order >= HUGE_ORDER and words[H_HUGE] == HUGE_AUTO:
-        _want_huge(words, pfn, pfn + pages)
+    if fresh != 0 and filled_units(asked) != 0 and words[H_HUGE] == HUGE_AUTO:
+        _want_huge(words, pfn, pfn + filled_units(asked))
     return OK
 
 

@@ -64,7 +64,7 @@ from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_obj
 from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import barriers_work, my_place
 from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
-from realalloc.mm.watermark import get_block_locked
+from realalloc.mm.watermark import get_part_locked
 from realalloc.mm.window import area_at, granule_of
 from realalloc.mm.zeroing import zero_memory
 
@@ -121,8 +121,8 @@ def kmalloc_locked(words: Words, nbytes: int, gfp: int) -> int:
     if nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest):
         return cache_alloc_locked(words, class_of(words, nbytes, gfp), gfp)
     if nbytes <= largest:
-        order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
-        pfn = get_block_locked(words, zone, order, KIND_LARGE, gfp)
+        pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
+        pfn = get_part_locked(words, zone, order_of_pages(pages), KIND_LARGE, gfp, pages)
         if pfn < 0:
             return pfn
         words[H_BLOCKS] += 1
@@ -159,8 +159,8 @@ def _kmalloc_locking(words: Words, nbytes: int, gfp: int) -> int:
     if offset < 0:
         lock(words)
         if KMALLOC_MAX_CACHE_BYTES < nbytes <= largest:
-            order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
-            pfn = fetch_retry_locked(words, zone_for(words, gfp), order, KIND_LARGE, gfp)
+            pages = (nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT
+            pfn = fetch_retry_locked(words, zone_for(words, gfp), order_of_pages(pages), KIND_LARGE, gfp, pages)
             offset = pfn << PAGE_SHIFT if pfn > 0 else pfn
         else:
             offset = kmalloc_retry_locked(words, nbytes, gfp)

@@ -57,7 +57,7 @@ from realalloc.mm.layout import (
 from realalloc.mm.pages import info_at, kind_of, order_at, page_at, pages_at, zone_at
 from realalloc.mm.pcp import fetch_block_locked, keep_block_locked, pop_block_slow, push_block
 from realalloc.mm.reclaim import try_again_locked
-from realalloc.mm.watermark import get_block_locked, may_take
+from realalloc.mm.watermark import get_block_locked, get_part_locked, may_take
 from realalloc.mm.zeroing import zero_memory
 
 
@@ -162,7 +162,7 @@ def alloc_run_locked(words: Words, zone: int, pages: int, gfp: int) -> int:
         return ENOMEM
     if gfp & GFP_ZERO_BIT:
         zero_memory(words, pfn << PAGE_SHIFT, pfn, pages)
-    if commit_locked(words, pfn, pages, -1) != OK:
+    if commit_locked(words, pfn, pages, 0) != OK:
         insert_span_locked(words, zone, pfn, pages)
         return ENOMEM
     words[zone_at(zone) + Z_FREE_PAGES] -= pages
@@ -194,24 +194,24 @@ def zone_for(words: Words, gfp: int) -> int:
 
 
 @kernel
-def _fetch_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
+def _fetch_locked(words: Words, zone: int, order: int, kind: int, gfp: int, asked: int) -> int:
     if zone == ZONE_NORMAL:
-        return fetch_block_locked(words, order, kind, gfp)
-    pfn = get_block_locked(words, zone, order, kind, gfp)
+        return fetch_block_locked(words, order, kind, gfp, asked)
+    pfn = get_part_locked(words, zone, order, kind, gfp, asked)
     words[H_BLOCKS] += 1 if pfn > 0 else 0
     return pfn
 
 
 @entry
-def fetch_retry_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
-    """Get a block from the buddy, reclaiming if pages have run out; H_BLOCKS counts it."""
-    pfn = _fetch_locked(words, zone, order, kind, gfp)
+def fetch_retry_locked(words: Words, zone: int, order: int, kind: int, gfp: int, asked: int) -> int:
+    """Get a block for so many pages from the buddy, reclaiming if pages have run out; H_BLOCKS counts it."""
+    pfn = _fetch_locked(words, zone, order, kind, gfp, asked)
     best = 0
     while pfn < 0 and order <= words[H_MAX_ORDER]:
         best = try_again_locked(words, zone, gfp, best)
         if best == 0:
             break
-        pfn = _fetch_locked(words, zone, order, kind, gfp)
+        pfn = _fetch_locked(words, zone, order, kind, gfp, asked)
     return pfn
 
 
@@ -228,7 +228,7 @@ def alloc_pages(words: Words, order: int, gfp: int) -> int:
                 zero_memory(words, pfn << PAGE_SHIFT, pfn, 1 << order)
             return pfn
     lock(words)
-    pfn = fetch_retry_locked(words, zone, order, KIND_PAGES, gfp)
+    pfn = fetch_retry_locked(words, zone, order, KIND_PAGES, gfp, 1 << order)
     unlock(words)
     return pfn
 

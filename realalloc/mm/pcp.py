@@ -73,7 +73,7 @@ from realalloc.mm.threads import (
     record_at,
     record_inside,
 )
-from realalloc.mm.watermark import get_block_locked
+from realalloc.mm.watermark import get_block_locked, get_part_locked
 
 BATCH_ORDERS = 4  # orders below are refilled in batches (kernel: PAGE_ALLOC_COSTLY_ORDER)
 
@@ -223,11 +223,11 @@ def keep_block_locked(words: Words, pfn: int) -> int:
 
 
 @entry
-def fetch_block_locked(words: Words, order: int, kind: int, gfp: int) -> int:
-    """Get a block of the normal zone from the buddy, small orders with more for the calling thread to keep; its pfn or
-    ENOMEM. H_BLOCKS counts it.
+def fetch_block_locked(words: Words, order: int, kind: int, gfp: int, asked: int) -> int:
+    """Get a block of the normal zone for so many pages from the buddy, small orders with more for the calling thread to keep;
+    its pfn or ENOMEM. H_BLOCKS counts it.
     """
-    pfn = get_block_locked(words, ZONE_NORMAL, order, kind, gfp)
+    pfn = get_part_locked(words, ZONE_NORMAL, order, kind, gfp, asked)
     if pfn < 0:
         return pfn
     words[H_BLOCKS] += 1

@@ -85,7 +85,7 @@ def _grow_block_locked(words: Words, pfn: int, order: int) -> int:
             return ENOMEM
     for k in range(have, order):
         list_remove(words, ZONE_NORMAL, pfn + (1 << k), k)
-    if commit_locked(words, pfn + (1 << have), more, -1) != OK:
+    if commit_locked(words, pfn + (1 << have), more, 0) != OK:
         insert_span_locked(words, ZONE_NORMAL, pfn + (1 << have), more)
         return ENOMEM
     words[z + Z_FREE_PAGES] -= more

@@ -13,7 +13,7 @@ Invariant, per zone: 0 <= min <= low <= high; all of them 0 where no marks are s
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.buddy import alloc_block_locked, free_pages_total
+from realalloc.mm.buddy import alloc_part_locked, free_pages_total
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_MARKS,
@@ -109,11 +109,17 @@ def may_take(words: Words, zone: int, pages: int, gfp: int) -> int:
 
 
 @kernel
-def get_block_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
-    """Allocate a block if its flags may go so low; its pfn or ENOMEM (kernel: get_page_from_freelist)."""
+def get_part_locked(words: Words, zone: int, order: int, kind: int, gfp: int, asked: int) -> int:
+    """Allocate a block for so many pages if its flags may go so low; its pfn or ENOMEM (kernel: get_page_from_freelist)."""
     if order > words[H_MAX_ORDER] or may_take(words, zone, 1 << order, gfp) == 0:
         return ENOMEM
-    return alloc_block_locked(words, zone, order, kind, gfp & GFP_ZERO_BIT)
+    return alloc_part_locked(words, zone, order, kind, gfp & GFP_ZERO_BIT, asked)
+
+
+@kernel
+def get_block_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
+    """Allocate a block of which all pages are going to be used."""
+    return get_part_locked(words, zone, order, kind, gfp, 1 << order)
 
 
 @kernel

@@ -12,7 +12,7 @@ it is locked, is written over.
 from __future__ import annotations
 
 from realalloc.mm.atomic import address_of
-from realalloc.mm.commit import is_huge
+from realalloc.mm.commit import filled_units, is_huge
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     DECAY,
@@ -71,14 +71,14 @@ def zero_memory(words: Words, offset: int, pfn: int, pages: int) -> int:
 
 
 @entry
-def zero_block_locked(words: Words, zone: int, pfn: int, order: int) -> int:
-    """Make a block that was taken off the free lists, and is to be committed, read as zero.
+def zero_block_locked(words: Words, zone: int, pfn: int, order: int, asked: int) -> int:
+    """Make a block that was taken off the free lists, and is to be committed for ``asked`` pages, read as zero.
 
     Units of small pages that are all resident go back first, where the system may be asked for huge pages instead: the commit
     that follows finds them fresh.
     """
-    if order >= HUGE_ORDER and zone == ZONE_NORMAL and words[H_HUGE] == HUGE_AUTO and words[DECAY + Y_NS] >= 0:
-        for unit in range(pfn >> HUGE_ORDER, (pfn + (1 << order)) >> HUGE_ORDER):
+    if filled_units(asked) != 0 and zone == ZONE_NORMAL and words[H_HUGE] == HUGE_AUTO and words[DECAY + Y_NS] >= 0:
+        for unit in range(pfn >> HUGE_ORDER, (pfn + filled_units(asked)) >> HUGE_ORDER):
             begin = unit << HUGE_ORDER
             whole = is_huge(words, unit) == 0 and count_resident(words, begin, begin + HUGE_PAGES) == HUGE_PAGES
             if whole and _give_back(words, begin << PAGE_SHIFT, HUGE_PAGES) == OK:

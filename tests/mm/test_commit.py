@@ -20,7 +20,7 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
-from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.buddy import alloc_block_locked, alloc_part_locked, free_block_locked
 from realalloc.mm.commit import (
     DROP_PAGES,
     LOOKS,
@@ -31,6 +31,7 @@ from realalloc.mm.commit import (
     purge_locked,
     set_limit,
 )
+from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.layout import (
     DECAY,
     ENOMEM,
@@ -288,6 +289,42 @@ def test_a_whole_huge_unit_goes_by_itself() -> None:
     assert purge(raw.words, ALL, 4, 0) == 2 * HUGE_PAGES
     assert huge_bit(raw, big // HUGE_PAGES) == huge_bit(raw, big // HUGE_PAGES + 1) == 0
     check(raw)
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("eighths", range(1, 17))
+@pytest.mark.parametrize("above", [-1, 0, 1])
+def test_units_are_huge_where_a_request_leaves_no_more_than_an_eighth_of_them(eighths: int, above: int) -> None:
+    raw = RawArena(16 * MIB, 10, sheaves=False, huge=HUGE_AUTO)
+    whole = take(raw, 9)
+    thp = huge_bit(raw, whole // HUGE_PAGES)
+    asked = min(max(eighths * HUGE_PAGES // 8 + above, 1), 2 * HUGE_PAGES)
+    order = max(9, (asked - 1).bit_length())
+    pfn = int(alloc_part_locked(raw.words, ZONE_NORMAL, order, KIND_PAGES, 0, asked))
+    units = [min(asked - k * HUGE_PAGES, HUGE_PAGES) for k in range(1 << order - 9)]
+    assert [huge_bit(raw, pfn // HUGE_PAGES + k) for k in range(1 << order - 9)] == [
+        thp if 8 * filled >= 7 * HUGE_PAGES else 0 for filled in units
+    ]
+    assert all(is_committed(raw, p) for p in range(pfn, pfn + (1 << order)))  # all of the block may be written
+    check(raw)
+    for block in (whole, pfn):
+        free_block_locked(raw.words, block)
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("sheaves", [False, True])
+@pytest.mark.parametrize("pages", [257, 300, 447, 513, 900])
+def test_what_a_request_does_not_ask_for_is_not_resident(pages: int, sheaves: bool) -> None:
+    raw = RawArena(16 * MIB, 10, sheaves=sheaves, huge=HUGE_AUTO)
+    offset = int(kmalloc(raw.words, pages * PAGE, 0))
+    block = 1 << (pages - 1).bit_length()
+    assert raw.memory.resident_pages(offset, block * PAGE) == 0
+    octets(raw, offset, pages * PAGE)[:] = 7
+    assert raw.memory.resident_pages(offset, block * PAGE) == pages
+    octets(raw, offset, block * PAGE)[-1] = 7  # ksize() says that it may
+    assert raw.memory.resident_pages(offset, block * PAGE) == pages + 1
+    check(raw)
+    assert kfree(raw.words, offset) == 0
     assert_pristine(raw)
 
 

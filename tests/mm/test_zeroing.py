@@ -154,6 +154,27 @@ def test_units_of_small_pages_become_huge_ones_and_the_limit_admits_no_more() ->
     assert_pristine(raw)
 
 
+@pytest.mark.parametrize("pages", [300, 447, 700])
+def test_a_unit_that_a_request_does_not_fill_stays_small_and_is_written_over(pages: int) -> None:
+    raw = make(32 * MIB, sheaves=False, huge=HUGE_AUTO)
+    singles = []
+    while not singles or singles[-1] % 1024 != 1023 or singles[-1] < 2048:
+        singles.append(take(raw, 0))
+        fill(raw, singles[-1] * PAGE, PAGE)
+    for single in singles:
+        free_block_locked(raw.words, single)
+    committed = int(raw.words[H_COMMITTED_PAGES])
+    offset = int(kmalloc(raw.words, pages * PAGE, GFP_ZERO_BIT))
+    units = (pages + HUGE_PAGES - 1) // HUGE_PAGES
+    assert raw.words[H_COMMITTED_PAGES] == committed
+    assert resident(raw, offset, units * UNIT) == HUGE_PAGES  # a unit before the last one was given back
+    assert not is_huge(raw, offset // UNIT + units - 1)
+    assert is_zero(raw, offset, units * UNIT)
+    agrees(raw)
+    assert kfree(raw.words, offset) == 0
+    assert_pristine(raw)
+
+
 def test_a_locked_zone_keeps_its_memory() -> None:
     raw = make(32 * MIB, dma=16 * MIB, sheaves=False, huge=HUGE_AUTO)
     reach(raw.words, ZONE_DMA, zone_pages(raw, ZONE_DMA))  # all of it is resident, as where it is locked
