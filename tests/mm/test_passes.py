@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from typing import Any
 
@@ -15,7 +17,7 @@ from support import MIB, RawArena, run_child
 from realalloc.mm.bits import order_of_pages
 from realalloc.mm.jit import POINTERS, WORDS_TYPE, kernel, warm_up
 from realalloc.mm.objects import page_info, put_object
-from realalloc.mm.passes import Building, EntryCompiler, _Inlined, _Typing
+from realalloc.mm.passes import Building, EntryCompiler, _Inlined, _Lower, _Typing
 from realalloc.mm.sheaf import exchange
 from realalloc.mm.threads import own_slot
 
@@ -30,7 +32,14 @@ def code_of(func: Any, count: int, pipeline: Any, words: bool) -> str:
     made.compile((*([WORDS_TYPE] if words else []), *[WORD] * count))
     (result,) = made.overloads.values()
     text = re.sub(r"(_ZN|cfunc\._ZN|_ZN08NumbaEnv|\.const\.)[\w.]*", "NAME", result.library.get_llvm_str())
-    return "\n".join(line for line in text.splitlines() if not line.startswith((";", "source_filename", "target")))
+    return "".join(map(renumbered, re.split(r"(?m)^(?=define)", text)))
+
+
+def renumbered(part: str) -> str:
+    """Number a function's values anew: an instruction that is gone takes a number with it."""
+    numbers: dict[str, str] = {}
+    part = re.sub(r"%\.[\w.]+", lambda found: numbers.setdefault(found[0], f"%.{len(numbers)}"), part)
+    return "\n".join(line for line in part.splitlines() if not line.startswith((";", "source_filename", "target")))
 
 
 @pytest.mark.parametrize(
@@ -54,6 +63,25 @@ def test_what_is_remembered_is_what_numba_says() -> None:
     assert known
     for (func, args), found in known.items():
         assert cpu_target.typing_context.resolve_function_type(func, args, {}) == found, (func, args)
+
+
+def test_lowered_operators_are_what_numba_says() -> None:
+    code_of(page_info.py_func, 1, EntryCompiler, words=True)  # type: ignore[attr-defined]
+    known = dict(_Lower._known)
+    assert known
+    for (op, args), (function, found) in known.items():
+        assert function == cpu_target.typing_context.resolve_value_type(op)
+        assert function.get_call_type(cpu_target.typing_context, args, {}) == found, (op, args)
+
+
+def test_a_constant_is_typed_as_numba_types_it() -> None:
+    context = _Typing(cpu_target.typing_context)
+    constants = [numba.types.literal(7), WORD]
+    for op in (operator.add, operator.lshift, operator.eq, operator.floordiv, operator.pow, max, range):
+        function = cpu_target.typing_context.resolve_value_type(op)
+        for args in itertools.product(constants, constants):
+            found = context.resolve_function_type(function, args, {})
+            assert found == cpu_target.typing_context.resolve_function_type(function, args, {}), (op, args)
 
 
 def test_a_kernel_has_machine_code_for_users_only() -> None:
