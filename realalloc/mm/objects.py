@@ -30,19 +30,14 @@ from realalloc.mm.layout import (
     H_CACHES,
     H_CLOSED,
     H_END_PFN,
-    KIND_CACHED,
-    KIND_LARGE,
     KIND_OBJECTS_BIT,
     OK,
     PAGE_CONSTRUCTING,
     PAGE_SHIFT,
-    PENDING_SHIFT,
-    SHEAF_DESC_WORDS,
-    SHEAF_INDICES,
-    SHEAF_SHIFT,
     SLAB_BYTES_SHIFT,
 )
 from realalloc.mm.pages import info_at
+from realalloc.mm.pcp import put_large
 from realalloc.mm.reclaim import drain_locked, try_again_locked
 from realalloc.mm.sheaf import (
     count_of,
@@ -53,6 +48,7 @@ from realalloc.mm.sheaf import (
     make_room_locked,
     object_alloc_locked,
     own_sheaf_locked,
+    place_of,
     pop,
     put,
 )
@@ -61,11 +57,6 @@ from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import enter, enter_near, leave, my_place, record_inside
 
 PFN_MASK = (1 << 52) - 1
-BLOCK_INFO_MASK = (1 << PENDING_SHIFT) - 1  # kind, order and zone, without the sheaf
-PLACE_SHIFT = SHEAF_SHIFT - 3  # a sheaf index in a struct page, as a place in a record
-PLACE_MASK = (SHEAF_INDICES - 1) << 3
-
-assert SHEAF_DESC_WORDS == 1 << 3
 
 
 @kernel
@@ -81,7 +72,7 @@ def put_object(words: Words, record: int, info: int, offset: int) -> int:
 
     A page that is no slab, or one whose objects go the slow way, has sheaf index 0, and that descriptor has magic 0.
     """
-    d = record + (info >> PLACE_SHIFT & PLACE_MASK)
+    d = record + place_of(info)
     nbytes = offset & ((1 << (info >> SLAB_BYTES_SHIFT)) - 1)  # a slab is aligned to its size
     if divides(nbytes, words[d + D_MAGIC]) == 0 or nbytes > words[d + D_LAST_BYTES]:
         return 0
@@ -102,9 +93,11 @@ def free_fast(words: Words, c: int, offset: int) -> int:
     info = words[info_at(offset >> PAGE_SHIFT)]
     if c != 0 and _is_of(words, c, info) == 0:
         return 0
-    done = put_object(words, record_inside(words, slot), info, offset)
-    if done == 1 and info & KIND_OBJECTS_BIT == 0:  # a large block: nobody's from now on, to everyone but its owner
-        words[info_at(offset >> PAGE_SHIFT)] = info & BLOCK_INFO_MASK ^ (KIND_LARGE ^ KIND_CACHED)
+    record = record_inside(words, slot)
+    if info & KIND_OBJECTS_BIT == 0:
+        done = put_large(words, slot, record, info, offset)
+    else:
+        done = put_object(words, record, info, offset)
     leave(words, slot)
     return done
 
@@ -154,7 +147,7 @@ def cache_free_slow(words: Words, c: int, offset: int) -> int:
     slot = enter(words)
     if slot != 0 and (c == 0 or _is_of(words, c, info) == 1):
         record = record_inside(words, slot)
-        exchange_for_room(words, record + (info >> PLACE_SHIFT & PLACE_MASK))
+        exchange_for_room(words, record + place_of(info))
         done = put_object(words, record, info, offset)
         leave(words, slot)
         if done == 1:
@@ -224,7 +217,7 @@ def push_many(words: Words, c: int, done: int, count: int, out: Words) -> int:
     record = record_inside(words, slot)
     while done < count:
         info = page_info(words, out[done])
-        d = record + (info >> PLACE_SHIFT & PLACE_MASK)
+        d = record + place_of(info)
         magic = words[d + D_MAGIC]
         if info & KIND_OBJECTS_BIT == 0 or magic == 0 or (c != 0 and _is_of(words, c, info) == 0):
             break

@@ -7,6 +7,7 @@ batches by the kernel's formula; half of a full sheaf, the colder one, goes back
 A block in a sheaf is KIND_CACHED: allocated for the buddy, nobody's for everyone else, so a second free is refused exactly.
 Only its owner, or who has drained it, changes the kind: a plain store.
 Invariant: the KIND_CACHED blocks are those in the sheaves of index SHEAF_BLOCKS + order, each once.
+Invariant, per slot: RECENT_PLACE is the place that RECENT_INFO names. Of which block that was true says RECENT: a hint.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from realalloc.mm.layout import (
     BAD_SHEAF,
     BLOCK_SHARE_SHIFT,
     D_BASE,
-    D_LAST_BYTES,
-    D_MAGIC,
     D_PUT,
     D_PUT_BASE,
     D_PUT_END,
@@ -37,13 +36,21 @@ from realalloc.mm.layout import (
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
+    PAGE_BYTES,
     PAGE_LISTED,
     PAGE_SHIFT,
+    PENDING_SHIFT,
     SHEAF_BLOCK_ORDERS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
     SHEAF_SHIFT,
     SLAB_BYTES_SHIFT,
+    T_RECENT,
+    T_RECENT_INFO,
+    T_RECENT_PLACE,
+    THREAD_SLOTS,
+    THREAD_WORDS,
+    THREADS,
     Z_FRONTIER_PFN,
     Z_START_PFN,
     ZONE_MASK,
@@ -59,6 +66,7 @@ from realalloc.mm.sheaf import (
     exchange_for_room,
     give_sheaves_locked,
     own_sheaf_locked,
+    place_of,
     put,
     take_sheaves_locked,
 )
@@ -76,6 +84,7 @@ from realalloc.mm.threads import (
 from realalloc.mm.watermark import get_block_locked, get_part_locked
 
 BATCH_ORDERS = 4  # orders below are refilled in batches (kernel: PAGE_ALLOC_COSTLY_ORDER)
+BLOCK_INFO_MASK = (1 << PENDING_SHIFT) - 1  # kind, order and zone, without the sheaf
 
 
 @kernel
@@ -112,13 +121,14 @@ def block_info(order: int, kind: int) -> int:
 
 
 @kernel
-def _take(words: Words, d: int, order: int, kind: int) -> int:
-    """Take a block of a descriptor, of its main sheaf first, and give it a kind; return its pfn, 0 if there is none.
+def _take(words: Words, slot: int, order: int, kind: int) -> int:
+    """Take a block of the record of an own slot, of its main sheaf first, and give it a kind; its pfn, 0 if there is none.
 
-    One block that goes to and fro is taken from where it was put, and waits for its own stores; of more than one, the others
-    come first: 11 ns a pair on an Intel Xeon, 5 with the exchange. Of large ones the one that was freed last comes first, as
-    it is in the caches: two blocks of 1 MiB that take turns made ``a * 2`` 8 us slower than one.
+    One small block that goes to and fro is taken from where it was put; of more than one, the others come first. Of large
+    ones the one that was freed last comes first, as it is in the caches: two blocks of 1 MiB that take turns made ``a * 2``
+    8 us slower than one.
     """
+    d = record_inside(words, slot) + _place(order)
     at = d + D_TOP
     if order >= BATCH_ORDERS and words[words[d + D_PUT]] != 0:
         at = d + D_PUT
@@ -132,14 +142,10 @@ def _take(words: Words, d: int, order: int, kind: int) -> int:
     if pfn != 0:
         words[at] = top - 1
         words[info_at(pfn)] = block_info(order, kind)
-    return pfn
-
-
-@kernel
-def _pop(words: Words, slot: int, order: int, kind: int) -> int:
-    if slot == 0 or order >= SHEAF_BLOCK_ORDERS:
-        return 0
-    pfn = _take(words, record_inside(words, slot) + _place(order), order, kind)
+        if kind == KIND_LARGE:
+            words[slot + T_RECENT_INFO] = block_info(order, kind)
+            words[slot + T_RECENT_PLACE] = _place(order)
+            words[slot + T_RECENT] = pfn << PAGE_SHIFT
     leave(words, slot)
     return pfn
 
@@ -149,13 +155,39 @@ def pop_block(words: Words, near: int, order: int, kind: int) -> int:
     """Take a block of the calling thread's, whose :func:`my_place` is ``near``, and give it a kind; return its pfn, 0 if
     there is none. For inlining.
     """
-    return _pop(words, enter_near(words, near), order, kind)
+    if order >= SHEAF_BLOCK_ORDERS or enter_near(words, near) == 0:
+        return 0
+    return _take(words, near, order, kind)  # no choice of near and 0: what is stored there would wait for it
 
 
 @entry
 def pop_block_slow(words: Words, order: int, kind: int) -> int:
     """Take a block of the calling thread's, whose slot may be in the second place."""
-    return _pop(words, enter(words), order, kind)
+    slot = enter(words) if order < SHEAF_BLOCK_ORDERS else 0
+    return _take(words, slot, order, kind) if slot != 0 else 0
+
+
+@kernel
+def put_large(words: Words, slot: int, record: int, info: int, offset: int) -> int:
+    """Keep the large block that begins at ``offset``, whose struct page says ``info``; 0 if it is none, or there is no room.
+
+    Where the descriptor is told by the struct page, which the thread stored when it took the block, the next one taken waits
+    for that, too: 11 ns a pair. Of the block that was taken last it is known before; the struct page is only compared, and
+    nothing but a branch waits for it: 4.6 ns. What is no large block has a descriptor without sheaves. For inlining.
+    """
+    if words[slot + T_RECENT] == offset and words[slot + T_RECENT_INFO] == info:
+        d = record + words[slot + T_RECENT_PLACE]
+    else:
+        d = record + place_of(info)
+        if offset & (PAGE_BYTES - 1) != 0:
+            return 0
+    top = words[d + D_PUT]
+    if top == words[d + D_PUT_END]:
+        return 0
+    words[top + 1] = offset
+    words[d + D_PUT] = top + 1
+    words[info_at(offset >> PAGE_SHIFT)] = info & BLOCK_INFO_MASK ^ (KIND_LARGE ^ KIND_CACHED)
+    return 1
 
 
 @kernel
@@ -191,8 +223,6 @@ def _own_sheaf(words: Words, order: int, capacity: int) -> int:
     d = own_sheaf_locked(words, _place(order))
     if d == 0 or give_sheaves_locked(words, d, capacity) == 0:
         return 0
-    words[d + D_MAGIC] = 1  # divides 0 alone: a block is freed by its first byte
-    words[d + D_LAST_BYTES] = 0
     return d
 
 
@@ -311,9 +341,17 @@ def _unmark_all(words: Words) -> int:
     return found
 
 
+@kernel
+def _bad_hints(words: Words) -> int:
+    wrong = 0
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        wrong += 1 if place_of(words[slot + T_RECENT_INFO]) != words[slot + T_RECENT_PLACE] else 0
+    return wrong
+
+
 @entry
 def validate_kept_blocks(words: Words) -> int:
-    """Check the invariant at the head of this file, and that of threads.py on records; OK or BAD_SHEAF."""
+    """Check the invariants at the head of this file, and that of threads.py on records; OK or BAD_SHEAF."""
     lock(words)
     lock_out_locked(words)
     records = 0
@@ -323,6 +361,7 @@ def validate_kept_blocks(words: Words) -> int:
         place = next_record(words, place)
     blocks = _mark_all(words)
     sound = _unmark_all(words) == records << 32 | blocks and words[H_NR_RECORDS] == records and bad_slots(words) == 0
+    sound = sound and _bad_hints(words) == 0
     let_in_locked(words)
     unlock(words)
     return OK if sound and blocks >= 0 else BAD_SHEAF

@@ -62,7 +62,9 @@ from realalloc.mm.layout import (
     S_OBJECTS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
+    SHEAF_INDICES,
     SHEAF_OWNERS,
+    SHEAF_SHIFT,
 )
 from realalloc.mm.slab import cache_alloc_locked, free_objects_locked, take_objects_locked
 from realalloc.mm.threads import (
@@ -77,6 +79,16 @@ from realalloc.mm.threads import (
 )
 
 FEW_SHIFT: Final = 2  # a quarter of a sheaf or less is not worth an exchange
+PLACE_SHIFT = SHEAF_SHIFT - 3  # a sheaf index in a struct page, as a place in a record
+PLACE_MASK = (SHEAF_INDICES - 1) << 3
+
+assert SHEAF_DESC_WORDS == 1 << 3
+
+
+@kernel
+def place_of(info: int) -> int:
+    """Return where a record has the descriptor for what a struct page says."""
+    return info >> PLACE_SHIFT & PLACE_MASK
 
 
 @kernel

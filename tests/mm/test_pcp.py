@@ -13,6 +13,7 @@ from kernels import (
     assert_pristine,
     assert_unchanged,
     holds,
+    identity,
     info_index,
     is_zero,
     kept_blocks,
@@ -21,12 +22,13 @@ from kernels import (
     own_record,
     page_info,
     page_kind,
+    slots,
     spare_sheaf,
     write,
 )
 from support import JIT, MIB, PAGE, RawArena
 
-from realalloc.mm.kmalloc import kfree, kmalloc, ksize
+from realalloc.mm.kmalloc import kfree, kfree_fast, kmalloc, kmalloc_fast, ksize
 from realalloc.mm.layout import (
     BAD_SHEAF,
     D_BASE,
@@ -54,10 +56,13 @@ from realalloc.mm.layout import (
     SHEAF_BLOCK_ORDERS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
+    T_RECENT,
+    T_RECENT_PLACE,
 )
 from realalloc.mm.page_alloc import alloc_pages, alloc_run, free_pages
 from realalloc.mm.pcp import BATCH_ORDERS, validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
+from realalloc.mm.resize import krealloc_in_place
 from realalloc.mm.sheaf import cached_objects
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
@@ -311,11 +316,75 @@ def test_what_one_thread_keeps_serves_another_when_pages_run_out(order: int, pag
     assert_pristine(raw)
 
 
+def recent(raw: RawArena) -> int:
+    """What the calling thread's slot names as the large block that was taken last."""
+    return int(raw.words[slots(raw)[int(identity())] + T_RECENT])
+
+
+def taken_twice(raw: RawArena, order: int) -> int:
+    """A large block that the calling thread had, and took again from its sheaf."""
+    block = int(kmalloc(raw.words, PAGE << order, 0))
+    assert kfree(raw.words, block) == 0
+    for _ in range(2 * MAX_SHEAF_OBJECTS):  # small orders take turns
+        again = int(kmalloc(raw.words, PAGE << order, 0))
+        if again == block:
+            break
+        assert kfree(raw.words, again) == 0
+    assert again == block == recent(raw)
+    return block
+
+
+@pytest.mark.parametrize("order", range(2, SHEAF_BLOCK_ORDERS))
+@pytest.mark.parametrize("became", range(2, SHEAF_BLOCK_ORDERS))
+def test_the_block_taken_last_is_freed_by_what_it_is_now(order: int, became: int) -> None:
+    raw, other = RawArena(256 * MIB, 10), Worker()
+    block = taken_twice(raw, order)
+    assert other.do(kfree, raw.words, block) == 0
+    before = metadata(raw)
+    assert kfree(raw.words, block) == EINVAL  # in the other's sheaf
+    assert_unchanged(raw, before)
+    drain_locked(raw.words)
+    before = metadata(raw)
+    assert kfree(raw.words, block) == EINVAL  # in the buddy
+    assert_unchanged(raw, before)
+    blocks = []
+    while block not in blocks and len(blocks) < 4096:  # another life of it, of another order; lower ones are taken, too
+        blocks.append(int(other.do(kmalloc, raw.words, PAGE << became, 0)))
+    if block not in blocks:  # inside a larger one
+        assert became > order
+        assert kfree(raw.words, block) == EINVAL
+    else:
+        assert recent(raw) == block
+        blocks.remove(block)
+        assert kfree(raw.words, block + PAGE) == EINVAL
+        assert kfree(raw.words, block) == 0
+        assert block // PAGE in kept_blocks(raw, became)
+        assert kfree(raw.words, block) == EINVAL
+    raw.validate()
+    for each in blocks:
+        assert other.do(kfree, raw.words, each) == 0
+    other.end(raw)
+    assert_pristine(raw)
+
+
+def test_the_block_taken_last_that_grew_goes_to_the_sheaf_of_its_order() -> None:
+    raw = RawArena(256 * MIB, 10)
+    block = taken_twice(raw, 4)
+    assert krealloc_in_place(raw.words, block, PAGE << 5) > 0
+    assert recent(raw) == block
+    assert kfree(raw.words, block) == 0
+    assert kept_blocks(raw, 4) == []
+    assert kept_blocks(raw, 5) == [block // PAGE]
+    raw.validate()
+    assert_pristine(raw)
+
+
 def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
     """Words to change, with what: ``pfn`` is a live block of order 1, as are both kept ones."""
     w = raw.words
     d = descriptor(raw, 1)
     put = int(w[d + D_PUT])
+    slot = slots(raw)[int(identity())]
     kept = int(w[put]) // PAGE
     live, spare = info_index(pfn), info_index(kept)
     cached = page_info(raw, pfn) & ~KIND_MASK | KIND_CACHED
@@ -332,6 +401,7 @@ def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
         "a block that fell out": [(d + D_PUT, put - 1)],
         "a record too many": [(H_NR_RECORDS, int(w[H_NR_RECORDS]) + 1)],
         "a record too few": [(H_NR_RECORDS, int(w[H_NR_RECORDS]) - 1)],
+        "a hint at another order's sheaf": [(slot + T_RECENT_PLACE, int(w[slot + T_RECENT_PLACE]) + SHEAF_DESC_WORDS)],
         "a record of nobody": [(live, page_info(raw, pfn) & ~KIND_MASK | KIND_RECORD)],
     }[what]
 
@@ -342,7 +412,7 @@ def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
         "a cached block in no sheaf", "a block in a sheaf that is in use", "a block in a sheaf that is none",
         "the same block twice", "a block of another order", "a top that is too high", "a top that is too low",
         "a main top that is far too high", "a block that fell out", "a record too many", "a record too few",
-        "a record of nobody",
+        "a record of nobody", "a hint at another order's sheaf",
         "the same block twice, and another cached",
     ],
 )  # fmt: skip
@@ -390,18 +460,44 @@ def churn_pages(words, rounds, seed, held):
     return wrong
 
 
-def life_of_threads(disturb, rounds: int) -> RawArena:
+@numba.njit(nogil=True)
+def churn_large(words, rounds, seed, held):
+    """The same with kmalloc, of 3 and 16 pages, by its fast paths; each second block is freed at once."""
+    wrong = 0
+    state = seed
+    for _ in range(rounds):
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        k = (state >> 8) % len(held)
+        size = 3 * 4096 if k % 2 == 0 else 16 * 4096
+        if held[k] != 0:
+            if words[held[k] * 512] != seed * 1000 + k or kfree_fast(words, held[k] * 4096) != 0:
+                wrong += 1
+            held[k] = 0
+        else:
+            offset = kmalloc_fast(words, size, 0)
+            if offset > 0:
+                words[offset // 8] = seed * 1000 + k
+                held[k] = offset // 4096
+        offset = kmalloc_fast(words, size, 0)
+        if offset > 0:
+            words[offset // 8] = -seed
+            if words[offset // 8] != -seed or kfree_fast(words, offset) != 0:
+                wrong += 1
+    return wrong
+
+
+def life_of_threads(disturb, rounds: int, churn=churn_pages) -> RawArena:
     """Three threads at work, and one that disturbs them until they are done."""
     raw = RawArena(2 * SMALLEST, 5)
     held = [raw.out(24) for _ in range(3)]
-    assert churn_pages(raw.words, 1, 1, held[0]) == 0
+    assert churn(raw.words, 1, 1, held[0]) == 0
     disturb(raw)
     wrong: list[int] = []
     threads = [
-        threading.Thread(target=lambda k=k: wrong.append(int(churn_pages(raw.words, rounds, k + 1, held[k]))))
+        threading.Thread(target=lambda k=k: wrong.append(int(churn(raw.words, rounds, k + 1, held[k]))))
         for k in range(3)
     ]
-    assert free_pages(raw.words, int(held[0].max()), int(held[0].argmax()) % 4) == 0
+    assert kfree(raw.words, int(held[0].max()) * PAGE) == 0
     held[0][:] = 0
     for thread in threads:
         thread.start()
@@ -410,8 +506,8 @@ def life_of_threads(disturb, rounds: int) -> RawArena:
     for thread in threads:
         thread.join()
     for mine in held:
-        for k, pfn in enumerate(mine.tolist()):
-            assert pfn == 0 or free_pages(raw.words, pfn, k % 4) == 0
+        for pfn in mine.tolist():
+            assert pfn == 0 or kfree(raw.words, pfn * PAGE) == 0
     raw.validate()
     assert raw.words[H_BAD_FREES] == 0
     assert_pristine(raw)
@@ -423,7 +519,14 @@ def test_threads_that_are_drained_while_they_work_never_share_a_block() -> None:
     life_of_threads(lambda raw: reclaim(raw.words), 150_000 if JIT else 600)
 
 
+def test_threads_that_are_drained_while_they_free_what_they_took_last_never_share_a_block() -> None:
+    life_of_threads(lambda raw: reclaim(raw.words), 100_000 if JIT else 400, churn_large)
+
+
 def test_a_walker_among_threads_at_work_raises_no_false_alarm() -> None:
     found: list[int] = []
     life_of_threads(lambda raw: found.append(int(validate_kept_blocks(raw.words))), 600_000 if JIT else 1500)
+    life_of_threads(
+        lambda raw: found.append(int(validate_kept_blocks(raw.words))), 200_000 if JIT else 700, churn_large
+    )
     assert set(found) == {0}
