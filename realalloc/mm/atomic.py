@@ -55,6 +55,10 @@ def _emit_relaxed_load(context: Any, builder: Any, signature: Any, args: Any) ->
     return builder.load_atomic(_pointer(context, builder, signature, args), "monotonic", 8)
 
 
+def _emit_plain_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.load_atomic(_pointer(context, builder, signature, args), "unordered", 8)
+
+
 def _emit_relaxed_store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     builder.store_atomic(args[2], _pointer(context, builder, signature, args), "monotonic", 8)
     return args[2]
@@ -122,6 +126,12 @@ def atomic_store(words: Words, index: int, value: int) -> int:
 @native(_emit_relaxed_load)
 def relaxed_load(words: Words, index: int) -> int:
     """Load without order, but exactly here and once."""
+    return int(words[index])
+
+
+@native(_emit_plain_load)
+def unordered_load(words: Words, index: int) -> int:
+    """Load whole, as any variable: the compiler may do it earlier, or take what an earlier load found."""
     return int(words[index])
 
 

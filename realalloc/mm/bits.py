@@ -41,19 +41,34 @@ def _emit_mask(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
     return builder.select(wide, full, builder.sub(builder.shl(one, args[0]), one))
 
 
-def _emit_divides(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-    value, magic = args
-    return builder.zext(builder.icmp_unsigned("<", builder.mul(value, magic), magic), ir.IntType(64))
+def _emit_is_multiple(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    value, magic, last = args
+    return builder.zext(builder.icmp_unsigned("<=", builder.mul(value, magic), last), ir.IntType(64))
 
 
-@native(_emit_divides)
-def divides(value: int, magic: int) -> int:
-    """Return 1 if a divisor > 1 divides ``value`` (0..2**32), by one multiplication; 0 for magic 0.
+@native(_emit_is_multiple)
+def is_multiple(value: int, magic: int, last: int) -> int:
+    """Return 1 if ``value`` (0..2**32) is one of the multiples 0, d, 2d .. nd of a divisor d (3..2**31), nd < 2**32.
 
-    ``magic`` is 2**64 / divisor, rounded up.
-    Lemire, Kaser, Kurz: Faster remainder by direct computation.
+    ``magic`` m is 2**64 // d + 1, so dm = 2**64 + e, with e = d - 2**64 % d in 1..d. Then kdm is ke modulo 2**64, and
+    (kd + r)m, 0 < r < d, is ke + rm, which is not below m and does not wrap, as (k + 1)e < 2**33 <= m. So one comparison, with
+    ``last`` = ne, tells both. (Lemire, Kaser, Kurz: Faster remainder by direct computation, with the range in it.) Magic 1 and
+    last 0: 0 alone.
     """
-    return 1 if int(value) * int(magic) & _MASK < int(magic) & _MASK else 0
+    return 1 if int(value) * int(magic) & _MASK <= int(last) & _MASK else 0
+
+
+@kernel
+def magic_of(divisor: int) -> int:
+    """Return 2**64 // divisor + 1, of a divisor from 3 on."""
+    quarter = 1 << 62
+    return 4 * (quarter // divisor) + 4 * (quarter % divisor) // divisor + 1
+
+
+@kernel
+def product_of_one(divisor: int) -> int:
+    """Return what :func:`is_multiple` gets for the divisor itself: its product with :func:`magic_of`, modulo 2**64."""
+    return divisor - 4 * ((1 << 62) % divisor) % divisor
 
 
 @native(_emit_ctz)

@@ -187,15 +187,17 @@ def kmalloc_slow(words: Words, nbytes: int, gfp: int) -> int:
 def kmalloc_sheaf(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate from the calling thread's sheaf, without a lock or a call; 0 if that cannot be. For inlining."""
     near = my_place()
-    if nbytes <= 0 or gfp & GFP_DMA_BIT:
+    if gfp & GFP_DMA_BIT:
         return 0
-    if nbytes > KMALLOC_MAX_CACHE_BYTES:
-        order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
-        return pop_block(words, near, order, KIND_LARGE) << PAGE_SHIFT if gfp & GFP_ZERO_BIT == 0 else 0
-    offset = pop(words, near, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
-    if gfp & GFP_ZERO_BIT and offset != 0:
-        zero_words(words, offset, nbytes)
-    return offset
+    if 0 < nbytes <= KMALLOC_MAX_CACHE_BYTES:
+        offset = pop(words, near, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+        if gfp & GFP_ZERO_BIT and offset != 0:
+            zero_words(words, offset, nbytes)
+        return offset
+    if nbytes <= 0 or gfp & GFP_ZERO_BIT:
+        return 0
+    order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
+    return pop_block(words, near, order, KIND_LARGE) << PAGE_SHIFT
 
 
 @kernel

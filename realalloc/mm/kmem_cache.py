@@ -9,7 +9,7 @@ the constructor keeps a view of therefore cannot reach anybody else.
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import bit
+from realalloc.mm.bits import bit, magic_of
 from realalloc.mm.charge import detach_locked
 from realalloc.mm.freelist import first
 from realalloc.mm.jit import Words, entry, kernel
@@ -176,8 +176,7 @@ def cache_create(words: Words, object_bytes: int, align: int, stride: int, order
         order -= 1
     words[c + C_MIN_ORDER] = order
     words[c + C_OBJECTS] = objects
-    quarter = 1 << 62  # of 2**64: the magic is 2**64 / stride, rounded up
-    words[c + C_MAGIC] = 4 * (quarter // stride) + (4 * (quarter % stride) + stride - 1) // stride
+    words[c + C_MAGIC] = magic_of(stride)
     words[c + C_RECIPROCAL] = ((1 << RECIPROCAL_SHIFT) + stride - 1) // stride
     words[c + C_AT] = H_ZERO
     words[c + C_FLAGS] = flags | (CF_EXTERNAL_MAP if objects > PAGE_MAP_BITS else 0)

@@ -10,7 +10,7 @@ flushed; popped before that, it has two owners, as after any second free in C. `
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.bits import divides
+from realalloc.mm.bits import is_multiple
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     C_SHEAF,
@@ -18,10 +18,11 @@ from realalloc.mm.layout import (
     CACHE_MASK,
     CACHE_SHIFT,
     CACHE_WORDS,
-    D_LAST_BYTES,
+    D_LAST,
     D_MAGIC,
     D_PUT,
     D_PUT_END,
+    D_SPAN_MASK,
     D_TOP,
     EAGAIN,
     EINVAL,
@@ -35,7 +36,6 @@ from realalloc.mm.layout import (
     OK,
     PAGE_CONSTRUCTING,
     PAGE_SHIFT,
-    SLAB_BYTES_SHIFT,
 )
 from realalloc.mm.pages import info_at
 from realalloc.mm.pcp import put_large
@@ -73,11 +73,11 @@ def page_info(words: Words, offset: int) -> int:
 def put_object(words: Words, record: int, info: int, offset: int) -> int:
     """Put an object onto the spare sheaf of its cache in a record; 0 if none begins at ``offset``, or there is no room.
 
-    A page that is no slab, or one whose objects go the slow way, has sheaf index 0, and that descriptor has magic 0.
+    ``info`` is of a page with KIND_OBJECTS_BIT. If its objects go the slow way, it has sheaf index 0, and that descriptor
+    never has room. The others know their slabs' geometry, as these are aligned to their size.
     """
     d = record + place_of(info)
-    nbytes = offset & ((1 << (info >> SLAB_BYTES_SHIFT)) - 1)  # a slab is aligned to its size
-    if divides(nbytes, words[d + D_MAGIC]) == 0 or nbytes > words[d + D_LAST_BYTES]:
+    if is_multiple(offset & words[d + D_SPAN_MASK], words[d + D_MAGIC], words[d + D_LAST]) == 0:
         return 0
     return put(words, d, offset)
 
@@ -91,9 +91,10 @@ def _is_of(words: Words, c: int, info: int) -> int:
 def free_fast(words: Words, c: int, offset: int) -> int:
     """Free an object of cache ``c`` (0: of any) without the lock; 0 if that cannot be."""
     slot = enter_near(words, my_place())
-    if slot == 0 or offset >> PAGE_SHIFT & PFN_MASK >= words[H_END_PFN]:
+    pfn = offset >> PAGE_SHIFT & PFN_MASK
+    if slot == 0 or pfn >= words[H_END_PFN]:
         return 0
-    info = words[info_at(offset >> PAGE_SHIFT)]
+    info = words[info_at(pfn)]
     if c != 0 and _is_of(words, c, info) == 0:
         return 0
     record = record_inside(words, slot)
@@ -148,7 +149,7 @@ def cache_free_slow(words: Words, c: int, offset: int) -> int:
     """Free an object of cache ``c`` (0: of any): after an exchange, or with the lock; EINVAL if it is not a live one."""
     info = page_info(words, offset)
     slot = enter(words)
-    if slot != 0 and (c == 0 or _is_of(words, c, info) == 1):
+    if slot != 0 and info & KIND_OBJECTS_BIT != 0 and (c == 0 or _is_of(words, c, info) == 1):
         record = record_inside(words, slot)
         exchange_for_room(words, record + place_of(info))
         done = put_object(words, record, info, offset)
@@ -221,18 +222,18 @@ def push_many(words: Words, c: int, done: int, count: int, out: Words) -> int:
     while done < count:
         info = page_info(words, out[done])
         d = record + place_of(info)
-        magic = words[d + D_MAGIC]
-        if info & KIND_OBJECTS_BIT == 0 or magic == 0 or (c != 0 and _is_of(words, c, info) == 0):
+        if info & KIND_OBJECTS_BIT == 0 or (c != 0 and _is_of(words, c, info) == 0):
             break
-        first = out[done] >> (info >> SLAB_BYTES_SHIFT) << (info >> SLAB_BYTES_SHIFT)  # a slab is aligned to its size
-        last = words[d + D_LAST_BYTES]
+        mask = words[d + D_SPAN_MASK]
+        first = out[done] & ~mask
+        magic = words[d + D_MAGIC]
+        last = words[d + D_LAST]
         top = words[d + D_PUT]
         before = words[top]
         fits = 0
         for k in range(min(words[d + D_PUT_END] - top, count - done)):
             offset = out[done + k]
-            nbytes = offset - first
-            if nbytes < 0 or nbytes > last or divides(nbytes, magic) == 0 or offset == before:
+            if offset & ~mask != first or is_multiple(offset & mask, magic, last) == 0 or offset == before:
                 break
             words[top + 1 + k] = offset
             before = offset

@@ -4,20 +4,15 @@ The kernel keeps orders 0 to 3 and one huge order; here every order up to 2 MiB 
 three hundred pairs of kmalloc and kfree: the bytes of one sheaf are bounded, not the order. Small orders are refilled in
 batches by the kernel's formula; half of a full sheaf, the colder one, goes back at once.
 
-Room grows with use (kernel: pcp->high, nr_pcp_alloc). A thread keeps no block of an order until it asks again for one that
-went to the buddy; each time that it does, there is room for twice as many. So buffers that grow by doubling, each size used
-once, merge and serve others: with room for all sizes from the start, sqlite's peak was 2.0 times what was live, not 1.5.
-
 A block in a sheaf is KIND_CACHED: allocated for the buddy, nobody's for everyone else, so a second free is refused exactly.
 Only its owner, or who has drained it, changes the kind: a plain store.
 Invariant: the KIND_CACHED blocks are those in the sheaves of index SHEAF_BLOCKS + order, each once.
 Invariant, per slot: RECENT_PLACE is the place that RECENT_INFO names. Of which block that was true says RECENT: a hint.
-Invariant, per descriptor: 0 <= GONE, and PUT_END - PUT_BASE + 1, its room, is at most the order's capacity.
 """
 
 from __future__ import annotations
 
-from realalloc.mm.atomic import lock, thread_identity, unlock
+from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import clz
 from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.jit import Words, entry, kernel
@@ -25,7 +20,6 @@ from realalloc.mm.layout import (
     BAD_SHEAF,
     BLOCK_SHARE_SHIFT,
     D_BASE,
-    D_GONE,
     D_PUT,
     D_PUT_BASE,
     D_PUT_END,
@@ -38,7 +32,6 @@ from realalloc.mm.layout import (
     KIND_RECORD,
     MAX_BLOCK_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
-    MIN_SHEAF_OBJECTS,
     NULL_RECORD,
     OK,
     ORDER_MASK,
@@ -52,7 +45,6 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
     SHEAF_SHIFT,
     SLAB_BYTES_SHIFT,
-    T_KEPT,
     T_RECENT,
     T_RECENT_INFO,
     T_RECENT_PLACE,
@@ -86,7 +78,6 @@ from realalloc.mm.threads import (
     let_in_locked,
     lock_out_locked,
     next_record,
-    own_slot,
     record_at,
     record_inside,
 )
@@ -227,26 +218,12 @@ def _release(words: Words, begin: int, end: int) -> None:
 
 
 @kernel
-def _room(words: Words, d: int) -> int:
-    """Return how many blocks the spare sheaf of a descriptor may hold; 0 without sheaves."""
-    return words[d + D_PUT_END] - words[d + D_PUT_BASE] + 1
-
-
-@kernel
-def _widen(words: Words, order: int) -> int:
-    """Make more room for an order that is asked for again; return the calling thread's descriptor if it has sheaves, or 0."""
-    slot = own_slot(words, thread_identity())
-    if slot == 0 or words[slot + T_KEPT] == NULL_RECORD or order >= SHEAF_BLOCK_ORDERS:
+def _own_sheaf(words: Words, order: int, capacity: int) -> int:
+    """Return the calling thread's descriptor for an order, with sheaves; 0 if there are none to be had."""
+    d = own_sheaf_locked(words, _place(order))
+    if d == 0 or give_sheaves_locked(words, d, capacity) == 0:
         return 0
-    d = words[slot + T_KEPT] + _place(order)
-    room = _room(words, d)
-    if words[d + D_GONE] > 0:
-        words[d + D_GONE] -= 1
-        if give_sheaves_locked(words, d, 1) == 0:
-            return 0
-        least = MIN_SHEAF_OBJECTS if order < BATCH_ORDERS else 1  # of a single one each pair waits for its own stores
-        words[d + D_PUT_END] = words[d + D_PUT_BASE] + min(max(2 * room, least), _capacity(words, order)) - 1
-    return d if _room(words, d) > 0 else 0
+    return d
 
 
 @entry
@@ -257,11 +234,8 @@ def keep_block_locked(words: Words, pfn: int) -> int:
     capacity = _capacity(words, order)
     if capacity == 0 or info >> ZONE_SHIFT & ZONE_MASK != ZONE_NORMAL:
         return 0
-    d = own_sheaf_locked(words, _place(order))
+    d = _own_sheaf(words, order, capacity)
     if d == 0:
-        return 0
-    if _room(words, d) == 0:
-        words[d + D_GONE] += 1
         return 0
     if words[d + D_PUT] == words[d + D_PUT_END]:
         if count_of(words, d) == 0:
@@ -273,7 +247,6 @@ def keep_block_locked(words: Words, pfn: int) -> int:
             for at in range(base + half, words[d + D_PUT] + 1):
                 words[at - half] = words[at]
             words[d + D_PUT] -= half
-            words[d + D_GONE] += half
     words[info_at(pfn)] = block_info(order, KIND_CACHED)
     put(words, d, pfn << PAGE_SHIFT)
     return 1
@@ -289,8 +262,8 @@ def fetch_block_locked(words: Words, order: int, kind: int, gfp: int, asked: int
         return pfn
     words[H_BLOCKS] += 1
     words[info_at(pfn)] = block_info(order, kind)
-    d = _widen(words, order)
-    more = min(_batch(words, order), _room(words, d)) - 1 if d != 0 else 0
+    more = _batch(words, order) - 1
+    d = _own_sheaf(words, order, _capacity(words, order)) if more > 0 else 0
     if d != 0 and count_of(words, d) == 0:
         while more > 0:
             kept = get_block_locked(words, ZONE_NORMAL, order, KIND_CACHED, 0)  # a convenience: never of the reserve
@@ -342,7 +315,7 @@ def _mark_all(words: Words) -> int:
     while place != 0:
         for order in range(SHEAF_BLOCK_ORDERS):
             d = record_at(words, place) + _place(order)
-            if bad_sheaves(words, d) == 1 or words[d + D_GONE] < 0 or _room(words, d) > _capacity(words, order):
+            if bad_sheaves(words, d) == 1:
                 wrong += 1
             else:
                 found += count_of(words, d) + count_put(words, d)

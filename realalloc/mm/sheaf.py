@@ -32,6 +32,7 @@ from realalloc.mm.barn import (
     new_sheaf_locked,
     put_empty,
 )
+from realalloc.mm.bits import product_of_one
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     C_BARN_EMPTY,
@@ -40,15 +41,17 @@ from realalloc.mm.layout import (
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_OBJECTS,
+    C_ORDER,
     C_SHEAF,
     C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
     D_BASE,
-    D_LAST_BYTES,
+    D_LAST,
     D_MAGIC,
     D_PUT,
     D_PUT_BASE,
     D_PUT_END,
+    D_SPAN_MASK,
     D_TOP,
     H_BAD_FREES,
     H_ZERO,
@@ -57,6 +60,7 @@ from realalloc.mm.layout import (
     MIN_SHEAF_OBJECTS,
     NULL_RECORD,
     OK,
+    PAGE_BYTES,
     S_COUNT,
     S_NEXT,
     S_OBJECTS,
@@ -250,11 +254,14 @@ def take_sheaves_locked(words: Words, d: int) -> None:
 
 @kernel
 def _prepare(words: Words, c: int, d: int) -> int:
-    """Give a descriptor sheaves and the geometry of its cache; 0 if there is no memory for them."""
+    """Give a descriptor sheaves, if it has none, and the geometry of its cache; 0 if there is no memory for them."""
+    if has_sheaves(words, d) == 1:
+        return 1
     if give_sheaves_locked(words, d, words[c + C_SHEAF_CAPACITY]) == 0:
         return 0
     words[d + D_MAGIC] = words[c + C_MAGIC]
-    words[d + D_LAST_BYTES] = (words[c + C_OBJECTS] - 1) * words[c + C_STRIDE_BYTES]
+    words[d + D_LAST] = (words[c + C_OBJECTS] - 1) * product_of_one(words[c + C_STRIDE_BYTES])
+    words[d + D_SPAN_MASK] = (PAGE_BYTES << words[c + C_ORDER]) - 1
     return 1
 
 

@@ -40,6 +40,7 @@ from realalloc.mm.atomic import (
     relaxed_store,
     thread_identity,
     unlock,
+    unordered_load,
 )
 from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.jit import JIT, Words, entry, kernel
@@ -205,8 +206,11 @@ def my_place() -> int:
 
 @kernel
 def enter_near(words: Words, near: int) -> int:
-    """Find the calling thread's slot at :func:`my_place` only: less code where it is inlined."""
-    return near if relaxed_load(words, near + T_KEY) == thread_identity() else 0
+    """Find the calling thread's slot at :func:`my_place` only: less code where it is inlined.
+
+    Only the thread itself puts its identity there, or takes it away, and by a call: what it has seen stays true until then.
+    """
+    return near if unordered_load(words, near + T_KEY) == thread_identity() else 0
 
 
 @kernel

@@ -87,6 +87,6 @@ def test_a_fresh_arena_is_its_header_and_nothing_else(dma: int) -> None:
     locked_out = words[NULL_RECORD:INFOS].reshape(-1, layout.SHEAF_DESC_WORDS)
     assert (locked_out[:, [layout.D_TOP, layout.D_PUT, layout.D_PUT_END]] == layout.H_ZERO).all()
     assert (locked_out[:, [layout.D_BASE, layout.D_PUT_BASE]] == layout.H_ZERO + 1).all()
-    assert not locked_out[:, [layout.R_NEXT, layout.D_MAGIC, layout.D_LAST_BYTES]].any()
+    assert not locked_out[:, [layout.R_NEXT, layout.D_MAGIC, layout.D_LAST]].any()
     words[NULL_RECORD:INFOS] = 0
     assert not words[KMALLOC_TABLE:].any()

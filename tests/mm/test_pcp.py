@@ -1,4 +1,4 @@
-"""Page blocks that a thread keeps: every order and fill level, room that grows, refusals, batches, what a walker finds."""
+"""Page blocks that a thread keeps: every order and fill level, exact refusals, batches, and what a walker finds."""
 
 from __future__ import annotations
 
@@ -32,19 +32,15 @@ from realalloc.mm.kmalloc import kfree, kfree_fast, kmalloc, kmalloc_fast, ksize
 from realalloc.mm.layout import (
     BAD_SHEAF,
     D_BASE,
-    D_GONE,
     D_PUT,
-    D_PUT_BASE,
     D_PUT_END,
     D_TOP,
     EINVAL,
     ENOMEM,
     GFP_DMA_BIT,
     GFP_ZERO_BIT,
-    H_ALLOCATED_PAGES,
     H_BAD_FREES,
     H_BLOCKS,
-    H_COMMITTED_PAGES,
     H_LOCK,
     H_NR_RECORDS,
     KIND_CACHED,
@@ -96,26 +92,12 @@ def kept_of_mine(raw: RawArena, order: int) -> tuple[list[int], list[int]]:
     return [at // PAGE for at in main_sheaf(raw, d)], [at // PAGE for at in spare_sheaf(raw, d)]
 
 
-def room_of(raw: RawArena, order: int) -> int:
-    d = descriptor(raw, order)
-    return int(raw.words[d + D_PUT_END] - raw.words[d + D_PUT_BASE]) + 1
-
-
-def warm(raw: RawArena, order: int, count: int, do=lambda verb, *given: verb(*given)) -> None:
-    """Ask for blocks again and again, until a thread that frees so many keeps them."""
-    for _ in range(8):
-        blocks = [int(do(alloc_pages, raw.words, order, 0)) for _ in range(count)]
-        for pfn in blocks:
-            assert do(free_pages, raw.words, pfn, order) == 0
-
-
 class Twin:
     """What a thread's two sheaves of an order should hold."""
 
     def __init__(self, raw: RawArena, order: int) -> None:
         self.raw, self.order = raw, order
         self.capacity = capacity_of(raw.plan.end_pfn, order)
-        self.room = self.gone = 0
         self.main: list[int] = []
         self.spare: list[int] = []
         self.live: list[int] = []
@@ -132,14 +114,9 @@ class Twin:
             near = self.main or self.spare
         if near:
             assert pfn == near.pop()
-        else:
-            if self.gone:  # it is asked for again
-                self.gone -= 1
-                self.room = min(max(2 * self.room, 4 if self.order < BATCH_ORDERS else 1), self.capacity)
-            more = min(batch_of(self.raw.plan.end_pfn, self.order), self.room) - 1
-            if more > 0:
-                self.main = kept_of_mine(self.raw, self.order)[0]
-                assert len(self.main) == more
+        elif batch_of(self.raw.plan.end_pfn, self.order) > 1:
+            self.main = kept_of_mine(self.raw, self.order)[0]
+            assert len(self.main) == batch_of(self.raw.plan.end_pfn, self.order) - 1
         assert page_kind(self.raw, pfn) == KIND_PAGES
         assert pfn not in self.live
         self.live.append(pfn)
@@ -149,24 +126,17 @@ class Twin:
         assert free_pages(self.raw.words, pfn, self.order) == 0
         if self.capacity == 0:
             return
-        if self.room == 0:
-            self.gone += 1
-            return
-        if len(self.spare) == self.room:
+        if len(self.spare) == self.capacity:
             if not self.main:
                 self.main, self.spare = self.spare, []
             else:  # the colder half, one at least, goes to the buddy
-                self.gone += (self.room + 1) // 2
-                self.spare = self.spare[(self.room + 1) // 2 :]
+                self.spare = self.spare[(self.capacity + 1) // 2 :]
         self.spare.append(pfn)
 
     def check(self) -> None:
         raw = self.raw
         if self.capacity and own_record(raw) and self.main + self.spare:
             assert kept_of_mine(raw, self.order) == (self.main, self.spare)
-        if own_record(raw):
-            assert raw.words[descriptor(raw, self.order) + D_GONE] == self.gone
-            assert room_of(raw, self.order) == self.room
         kept = kept_blocks(raw, self.order)
         assert kept == sorted(self.main + self.spare)
         assert cached_objects(raw.words, SHEAF_BLOCKS + self.order) == len(kept)
@@ -179,7 +149,6 @@ class Twin:
 @pytest.mark.parametrize("order", [4, 6, 8])
 def test_of_large_blocks_the_one_that_was_freed_last_comes_first(order: int) -> None:
     raw = RawArena(256 * MIB, 10)
-    warm(raw, order, 2)
     blocks = [int(alloc_pages(raw.words, order, 0)) for _ in range(2)]
     for pfn in blocks * 3:  # however sheaves were exchanged in between
         assert free_pages(raw.words, pfn, order) == 0
@@ -227,64 +196,22 @@ def test_small_orders_are_refilled_in_batches_and_capacities_are_shares(size: in
         if pfn == ENOMEM:  # its largest block is taken by a record
             assert (size, order) == (SMALLEST, 10)
             continue
+        assert len(kept_blocks(raw, order) if order < SHEAF_BLOCK_ORDERS else []) == batch_of(size // PAGE, order) - 1
         assert free_pages(raw.words, pfn, order) == 0
-        if order < SHEAF_BLOCK_ORDERS:
-            assert kept_blocks(raw, order) == []  # nobody has asked for it again
-        capacity = capacity_of(size // PAGE, order)
-        if capacity == 0:
-            continue
-        warm(raw, order, 2 * capacity + 2)
-        assert room_of(raw, order) == capacity
-        live = []
-        while kept_blocks(raw, order):
-            live.append(int(alloc_pages(raw.words, order, 0)))
-        live.append(int(alloc_pages(raw.words, order, 0)))
-        assert len(kept_blocks(raw, order)) == batch_of(size // PAGE, order) - 1
-        for pfn in live:
-            assert free_pages(raw.words, pfn, order) == 0
-        assert live[-1] in kept_blocks(raw, order)
+        if order < SHEAF_BLOCK_ORDERS and capacity_of(size // PAGE, order) > 0:
+            d = descriptor(raw, order)
+            base = int(raw.words[d + D_PUT]) - len(spare_sheaf(raw, d)) + 1
+            assert raw.words[d + D_PUT_END] - base + 1 == capacity_of(size // PAGE, order)
+            assert pfn in kept_blocks(raw, order)
+        elif order < SHEAF_BLOCK_ORDERS:
+            assert kept_blocks(raw, order) == []
     raw.validate()
-    assert_pristine(raw)
-
-
-def test_buffers_that_grow_merge_and_serve_others_unless_a_size_is_asked_for_again() -> None:
-    raw = RawArena(64 * MIB, 10)
-    for turn in range(3):
-        last = 0
-        for order in range(SHEAF_BLOCK_ORDERS):
-            grown = int(alloc_pages(raw.words, order, 0))
-            write(raw, grown * PAGE, PAGE << order, order)
-            if last:
-                assert free_pages(raw.words, last, order - 1) == 0
-            last = grown
-        kept = [len(kept_blocks(raw, order)) for order in range(SHEAF_BLOCK_ORDERS)]
-        if turn == 0:  # each size was used once
-            assert sum(kept) == 0
-            assert raw.words[H_ALLOCATED_PAGES] == 1 + (1 << 9)  # the record, and the last block
-            assert raw.words[H_COMMITTED_PAGES] <= 2 << 9
-        else:
-            assert kept[BATCH_ORDERS:-2] == [1] * (SHEAF_BLOCK_ORDERS - 2 - BATCH_ORDERS)
-        assert free_pages(raw.words, last, SHEAF_BLOCK_ORDERS - 1) == 0
-        raw.validate()
-    assert_pristine(raw)
-
-
-def test_what_another_thread_freed_makes_no_room_for_who_asks() -> None:
-    raw = RawArena(64 * MIB, 10)
-    other = Worker()
-    for _ in range(5):
-        pfn = int(alloc_pages(raw.words, 4, 0))
-        assert other.do(free_pages, raw.words, pfn, 4) == 0
-    assert kept_blocks(raw, 4) == []
-    raw.validate()
-    other.end(raw)
     assert_pristine(raw)
 
 
 @pytest.mark.parametrize("order", range(SHEAF_BLOCK_ORDERS + 1))
 def test_a_second_free_of_a_block_is_refused_exactly(order: int) -> None:
     raw = RawArena(256 * MIB, 10)
-    warm(raw, order, 2)
     first, second = int(alloc_pages(raw.words, order, 0)), int(alloc_pages(raw.words, order, 0))
     other = Worker()
     assert free_pages(raw.words, first, order) == 0
@@ -309,7 +236,6 @@ def test_a_second_free_of_a_block_is_refused_exactly(order: int) -> None:
 
 def test_blocks_of_pages_and_of_kmalloc_share_the_sheaves_and_say_whose_they_are() -> None:
     raw = RawArena(16 * MIB, 6)
-    warm(raw, 2, 1)
     block = int(alloc_pages(raw.words, 2, 0))
     write(raw, block * PAGE, 4 * PAGE, 1)
     assert free_pages(raw.words, block, 2) == 0
@@ -348,7 +274,9 @@ def test_a_drain_gives_every_block_of_every_thread_back_to_the_buddy() -> None:
     threads = [Worker() for _ in range(3)]
     for order in range(SHEAF_BLOCK_ORDERS):
         for worker in threads:
-            warm(raw, order, 3, worker.do)
+            blocks = [int(worker.do(alloc_pages, raw.words, order, 0)) for _ in range(3)]
+            for pfn in blocks:
+                assert worker.do(free_pages, raw.words, pfn, order) == 0
     kept = sum(len(kept_blocks(raw, order)) for order in range(SHEAF_BLOCK_ORDERS))
     assert kept == raw.words[H_BLOCKS] > 3 * 9
     assert raw.words[H_NR_RECORDS] == 3
@@ -395,7 +323,6 @@ def recent(raw: RawArena) -> int:
 
 def taken_twice(raw: RawArena, order: int) -> int:
     """A large block that the calling thread had, and took again from its sheaf."""
-    warm(raw, order, 1)
     block = int(kmalloc(raw.words, PAGE << order, 0))
     assert kfree(raw.words, block) == 0
     for _ in range(2 * MAX_SHEAF_OBJECTS):  # small orders take turns
@@ -421,17 +348,12 @@ def test_the_block_taken_last_is_freed_by_what_it_is_now(order: int, became: int
     assert kfree(raw.words, block) == EINVAL  # in the buddy
     assert_unchanged(raw, before)
     blocks = []
-    while (
-        block not in blocks and ENOMEM not in blocks and len(blocks) < 4096
-    ):  # another life of it, of another order; lower ones are taken, too
+    while block not in blocks and len(blocks) < 4096:  # another life of it, of another order; lower ones are taken, too
         blocks.append(int(other.do(kmalloc, raw.words, PAGE << became, 0)))
-    if blocks[-1] == ENOMEM:
-        blocks.pop()
     if block not in blocks:  # inside a larger one
         assert became > order
         assert kfree(raw.words, block) == EINVAL
     else:
-        warm(raw, became, 1)
         assert recent(raw) == block
         blocks.remove(block)
         assert kfree(raw.words, block + PAGE) == EINVAL
@@ -447,14 +369,12 @@ def test_the_block_taken_last_is_freed_by_what_it_is_now(order: int, became: int
 
 def test_the_block_taken_last_that_grew_goes_to_the_sheaf_of_its_order() -> None:
     raw = RawArena(256 * MIB, 10)
-    warm(raw, 5, 1)
-    others = kept_blocks(raw, 5)
     block = taken_twice(raw, 4)
     assert krealloc_in_place(raw.words, block, PAGE << 5) > 0
     assert recent(raw) == block
     assert kfree(raw.words, block) == 0
     assert kept_blocks(raw, 4) == []
-    assert kept_blocks(raw, 5) == sorted([*others, block // PAGE])
+    assert kept_blocks(raw, 5) == [block // PAGE]
     raw.validate()
     assert_pristine(raw)
 
@@ -476,8 +396,6 @@ def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
         "the same block twice, and another cached": [(put, int(w[put - 1])), (live, cached)],
         "a block of another order": [(spare, page_info(raw, kept) ^ 1 << ORDER_SHIFT)],
         "a top that is too high": [(d + D_PUT, int(w[d + D_PUT_END]) + 1)],
-        "more room than the order's": [(d + D_PUT_END, int(w[d + D_PUT_BASE]) + capacity_of(raw.plan.end_pfn, 1))],
-        "fewer gone than none": [(d + D_GONE, -1)],
         "a top that is too low": [(d + D_TOP, int(w[d + D_BASE]) - 2)],
         "a main top that is far too high": [(d + D_TOP, int(w[d + D_BASE]) + MAX_SHEAF_OBJECTS)],
         "a block that fell out": [(d + D_PUT, put - 1)],
@@ -494,13 +412,12 @@ def damaged(what: str, raw: RawArena, pfn: int) -> list[tuple[int, int]]:
         "a cached block in no sheaf", "a block in a sheaf that is in use", "a block in a sheaf that is none",
         "the same block twice", "a block of another order", "a top that is too high", "a top that is too low",
         "a main top that is far too high", "a block that fell out", "a record too many", "a record too few",
-        "a record of nobody", "a hint at another order's sheaf", "more room than the order's", "fewer gone than none",
+        "a record of nobody", "a hint at another order's sheaf",
         "the same block twice, and another cached",
     ],
 )  # fmt: skip
 def test_a_walker_finds_damage_and_lets_the_lock_go(what: str) -> None:
     raw = RawArena(SMALLEST, 5)
-    warm(raw, 1, 4)
     pfns = [int(alloc_pages(raw.words, 1, 0)) for _ in range(4)]
     for pfn in pfns[1:]:
         assert free_pages(raw.words, pfn, 1) == 0

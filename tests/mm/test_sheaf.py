@@ -24,6 +24,7 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
+from realalloc.mm.bits import is_multiple
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import cache_destroy, cache_drain, cache_shrink, next_live_object, validate_cache
 from realalloc.mm.layout import (
@@ -34,15 +35,17 @@ from realalloc.mm.layout import (
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_NR_SLABS,
+    C_ORDER,
     C_SHEAF,
     C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
     CF_CTOR,
     CF_NO_SHEAVES,
-    D_LAST_BYTES,
+    D_LAST,
     D_MAGIC,
     D_PUT_BASE,
     D_PUT_END,
+    D_SPAN_MASK,
     EAGAIN,
     EBUSY,
     ENOMEM,
@@ -62,6 +65,7 @@ from realalloc.mm.layout import (
     MIN_SHEAF_OBJECTS,
     MIN_SHEAVES_PAGES,
     NULL_RECORD,
+    PAGE_BYTES,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
     SHEAF_OWNERS,
@@ -273,7 +277,10 @@ def test_every_class_keeps_what_is_freed_and_gives_it_back(size: int) -> None:
         write(raw, offset, size, k)
     d = own(raw, c)
     assert field(raw, d, D_MAGIC) == field(raw, c, C_MAGIC) != 0
-    assert field(raw, d, D_LAST_BYTES) % size == 0
+    slab_bytes = PAGE_BYTES << field(raw, c, C_ORDER)
+    assert field(raw, d, D_SPAN_MASK) == slab_bytes - 1
+    ends = [k for k in range(slab_bytes) if is_multiple(k, field(raw, d, D_MAGIC), field(raw, d, D_LAST))]
+    assert ends == list(range(0, slab_bytes - size + 1, size))
     assert field(raw, d, D_PUT_END) - field(raw, d, D_PUT_BASE) + 1 == capacity
     for k, offset in random.Random(size).sample(list(enumerate(live)), len(live)):
         assert holds(raw, offset, size, k)
