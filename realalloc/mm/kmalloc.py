@@ -54,12 +54,12 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
     slab_min_objects,
 )
-from realalloc.mm.objects import cache_alloc_slow, cache_free_slow, free_fast, kmem_cache_alloc_bulk, push_many
+from realalloc.mm.objects import cache_alloc_locking, cache_free_slow, free_fast, kmem_cache_alloc_bulk, push_many
 from realalloc.mm.page_alloc import fetch_retry_locked, free_any_block_locked, zone_for
 from realalloc.mm.pages import kind_of, pages_at, zero_range
 from realalloc.mm.pcp import pop_block, pop_block_slow, push_block
 from realalloc.mm.reclaim import try_again_locked
-from realalloc.mm.sheaf import pop
+from realalloc.mm.sheaf import exchange_and_pop, pop
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
 from realalloc.mm.slab_page import cache_of, head_of
 from realalloc.mm.threads import barriers_work, my_place
@@ -155,7 +155,7 @@ def _kmalloc_locking(words: Words, nbytes: int, gfp: int) -> int:
         return ENOMEM
     largest = PAGE_BYTES << words[H_MAX_ORDER]
     small = nbytes <= min(KMALLOC_MAX_CACHE_BYTES, largest)
-    offset = cache_alloc_slow(words, class_of(words, nbytes, gfp), gfp) if small else ENOMEM
+    offset = cache_alloc_locking(words, class_of(words, nbytes, gfp), gfp) if small else ENOMEM
     if offset < 0:
         lock(words)
         if KMALLOC_MAX_CACHE_BYTES < nbytes <= largest:
@@ -172,7 +172,13 @@ def _kmalloc_locking(words: Words, nbytes: int, gfp: int) -> int:
 
 @entry
 def kmalloc_slow(words: Words, nbytes: int, gfp: int) -> int:
-    """Allocate what the calling thread's sheaves do not have: blocks that it keeps, else with the lock."""
+    """Allocate what the main sheaf does not have: what the thread has put, blocks that it keeps, else with the lock."""
+    if 0 < nbytes <= KMALLOC_MAX_CACHE_BYTES and gfp & GFP_DMA_BIT == 0:
+        offset = exchange_and_pop(words, words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+        if offset != 0:
+            if gfp & GFP_ZERO_BIT:
+                zero_words(words, offset, nbytes)
+            return offset
     if KMALLOC_MAX_CACHE_BYTES < nbytes <= PAGE_BYTES << words[H_MAX_ORDER] and gfp & GFP_DMA_BIT == 0:
         order = order_of_pages((nbytes + PAGE_BYTES - 1) >> PAGE_SHIFT)
         pfn = pop_block_slow(words, order, KIND_LARGE)

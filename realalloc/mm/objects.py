@@ -122,14 +122,11 @@ def object_free_locked(words: Words, c: int, offset: int) -> int:
 
 
 @entry
-def cache_alloc_slow(words: Words, c: int, gfp: int) -> int:
-    """Allocate an object: what the thread has put, else with the lock; its offset, ENOMEM (also when closed) or EAGAIN.
+def cache_alloc_locking(words: Words, c: int, gfp: int) -> int:
+    """Allocate an object with the lock: its offset, ENOMEM (also when closed) or EAGAIN.
 
     What other threads keep is taken back before a request is refused; empty slabs, too, if pages have run out.
     """
-    offset = exchange_and_pop(words, words[c + C_SHEAF])
-    if offset != 0:
-        return offset
     lock(words)
     offset = object_alloc_locked(words, c, gfp) if words[H_CLOSED] == 0 else ENOMEM
     if offset == EAGAIN and words[H_CLOSED] == 0 and drain_locked(words) > 0:
@@ -142,6 +139,13 @@ def cache_alloc_slow(words: Words, c: int, gfp: int) -> int:
         offset = object_alloc_locked(words, c, gfp)
     unlock(words)
     return offset
+
+
+@entry
+def cache_alloc_slow(words: Words, c: int, gfp: int) -> int:
+    """Allocate an object: what the thread has put, else with the lock; its offset, ENOMEM (also when closed) or EAGAIN."""
+    offset = exchange_and_pop(words, words[c + C_SHEAF])
+    return offset if offset != 0 else cache_alloc_locking(words, c, gfp)
 
 
 @entry

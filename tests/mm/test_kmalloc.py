@@ -15,11 +15,14 @@ from kernels import (
     class_size,
     holds,
     is_zero,
+    main_sheaf,
     make_cache,
     metadata,
+    own,
     page_info,
     page_kind,
     pattern,
+    spare_sheaf,
     write,
     zone_pages,
     zone_word,
@@ -276,6 +279,22 @@ def test_zeroed_memory_reads_as_zero_after_dirty_use(raw: RawArena, nbytes: int)
         assert again == offset
         assert is_zero(raw, again, nbytes)
     assert kfree(raw.words, offset) == 0
+
+
+@pytest.mark.parametrize("nbytes", [1, 8, 100, 4096])
+def test_what_an_exchange_of_the_sheaves_brings_is_zeroed_too(nbytes: int) -> None:
+    raw = RawArena(64 * MIB, 10)
+    c = class_cache(raw, class_size(nbytes))
+    offsets = [int(kmalloc(raw.words, nbytes, 0)) for _ in range(2 * int(raw.words[c + C_SHEAF_CAPACITY]))]
+    while main_sheaf(raw, own(raw, c)):
+        offsets.append(int(kmalloc(raw.words, nbytes, 0)))
+    for offset in offsets[: int(raw.words[c + C_SHEAF_CAPACITY]) - 1]:
+        write(raw, offset, int(ksize(raw.words, offset)), offset)
+        assert kfree(raw.words, offset) == 0
+    spare = spare_sheaf(raw, own(raw, c))
+    again = int(kmalloc(raw.words, nbytes, GFP_ZERO_BIT))
+    assert (spare, main_sheaf(raw, own(raw, c))) == ([*spare[:-1], again], spare[:-1])
+    assert is_zero(raw, again, nbytes)
 
 
 @CLASS_SETS
