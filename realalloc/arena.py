@@ -191,7 +191,7 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             return cfunctions.with_context(words, self._base)
         with _closing:
             if self._stubs is None:
-                self._stubs = cfunctions.stubs(self._base)
+                self._stubs = cfunctions.stubs(words, self._base)
         return CFunctions(0, *self._stubs, words)
 
     def _check_open(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import random
 import threading
 from collections.abc import Callable
@@ -249,6 +250,142 @@ def test_threads(arena: ra.Arena, c: Calls) -> None:
         c.free(block)
     assert not errors
     arena.validate()
+
+
+kept = pytest.mark.skipif(
+    not JIT or platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="no thread keeps its slot"
+)
+
+
+@kept
+def test_threads_keep_their_slots_as_long_as_they_have_them() -> None:
+    code = """
+import ctypes, threading, time, realalloc as ra
+from realalloc.lease.threadword import _load
+from realalloc.mm import layout as at
+arena = ra.Arena("64MiB")
+made = arena.c_functions(bound=True)
+malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(made.malloc)
+free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.free)
+words = arena.words
+where = int(words[at.KEPT_AT])
+def work(seen):
+    seen.append(_load(where))
+    for _ in range(100):
+        free(malloc(64))
+    slot = at.NOBODY + _load(where)
+    seen.append(int(words[slot + at.T_KEY]) == threading.get_ident() and slot >= at.THREADS)
+    arena.validate()
+    seen.append(slot)
+mine, slots = [], set()
+work(mine)
+for _ in range(100):
+    seen = []
+    thread = threading.Thread(target=work, args=(seen,))
+    thread.start()
+    thread.join()
+    assert seen[:2] == [0, True], seen
+    slots.add(seen[2])
+assert mine[:2] == [0, True], mine
+assert mine[2] not in slots
+while words[at.H_NR_SLOTS] != 1:  # destructors run after Python has let go of a thread
+    time.sleep(0.001)
+print(words[at.H_BAD_FREES], arena.stats().live_objects)
+ctypes.c_int64.from_address(threading.get_ident() + where).value += 8
+try:
+    arena.validate()
+except ra.CorruptionError as error:
+    print("found")
+ctypes.c_int64.from_address(threading.get_ident() + where).value -= 8
+arena.validate()
+"""
+    done = run_child(code, fresh=True)
+    assert (done.returncode, done.stdout) == (0, "0 0\nfound\n"), done.stderr
+
+
+@pytest.mark.skipif(not JIT, reason="a destructor has no GIL")
+def test_destructors_of_threads_may_free_and_allocate_before_and_after_ours() -> None:
+    code = """
+import ctypes, threading, time, realalloc as ra
+from realalloc.mm import layout as at
+libc = ctypes.CDLL(None)
+libc.pthread_setspecific.argtypes = [ctypes.c_uint, ctypes.c_void_p]
+def key(destructor):
+    made = ctypes.c_uint()
+    assert libc.pthread_key_create(ctypes.byref(made), ctypes.c_void_p(destructor)) == 0
+    return made.value
+with ra.Arena("64MiB") as first:
+    before = first.c_functions(bound=True)  # and its keys
+    arena = ra.Arena("64MiB")
+    made = arena.c_functions(bound=True)
+    keys = [key(made.free) for _ in range(40)]  # some of them behind the 32 that are in the thread's descriptor
+    malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(made.malloc)
+    free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.free)
+    takes = key(made.malloc)  # a destructor that allocates: its argument is a size
+    def work():
+        for _ in range(3):
+            blocks = [malloc(64) for _ in range(100)]
+            for block in blocks:
+                free(block)
+        for one in keys:
+            libc.pthread_setspecific(one, malloc(64))
+        libc.pthread_setspecific(takes, 64)
+    for _ in range(30):
+        threads = [threading.Thread(target=work) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    while arena.stats().live_objects != 300:  # destructors run after Python has let go of a thread
+        time.sleep(0.01)
+    arena.validate()
+    first.validate()
+    print(arena.words[at.H_BAD_FREES])
+"""
+    done = run_child(code, fresh=True)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@kept
+def test_a_child_of_a_fork_keeps_the_slot_of_its_only_thread() -> None:
+    code = """
+import ctypes, os, threading, realalloc as ra
+arena = ra.Arena("64MiB")
+made = arena.c_functions(bound=True)
+malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(made.malloc)
+free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.free)
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        for block in [malloc(64) for _ in range(150)]:
+            free(block)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for block in [malloc(64) for _ in range(150)]:
+    free(block)
+codes = []
+for _ in range(5):
+    pid = os.fork()
+    if pid == 0:
+        stop.set()
+        for _ in range(3):
+            work_here = threading.Thread(target=lambda: [free(malloc(64)) for _ in range(300)])
+            work_here.start()
+            for block in [malloc(64) for _ in range(300)]:
+                free(block)
+            work_here.join()
+        arena.validate()
+        os._exit(0)
+    codes.append(os.waitpid(pid, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+arena.validate()
+print(codes, arena.stats().live_objects)
+"""
+    done = run_child(code, fresh=True)
+    assert (done.returncode, done.stdout) == (0, "[0, 0, 0, 0, 0] 0\n"), done.stderr
 
 
 def test_a_process_may_end_while_they_are_in_use() -> None:

@@ -2,7 +2,8 @@
 
 Each exists twice. With a context, the arena's address, as first argument: machine code that is compiled once, for hooks that
 pass such an argument, as NumPy's does (NEP 49; the size that it gives ``free`` as well is not looked at). And bound to one
-arena: the same code again, with the context as a constant. Nobody needs the GIL. The blocks are raw ones, as those of
+arena: the same code again, with the context as a constant, and malloc and free without a hash, where a thread keeps its slot
+in a word of its own (lease/threadword.py). Nobody needs the GIL. The blocks are raw ones, as those of
 :mod:`realalloc.jit`: no lease knows of them, who took them frees them.
 
 Guarantees, as in C: malloc, calloc and realloc answer NULL if there is no memory, and realloc leaves the old block whole then.
@@ -25,6 +26,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from realalloc.lease.capi import immortal, words_at
+from realalloc.lease.threadword import new_word
 from realalloc.mm.atomic import address_of, atomic_add
 from realalloc.mm.jit import JIT, CFunction, Entry, Words, at_end, c_function, entry, kernel
 from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree_slow, kmalloc_fast, ksize, zero_words
@@ -37,9 +39,9 @@ from realalloc.mm.layout import (
     OK,
     WORD_BYTES,
 )
-from realalloc.mm.objects import free_fast
-from realalloc.mm.sheaf import pop
-from realalloc.mm.threads import my_place
+from realalloc.mm.objects import free_fast, free_in
+from realalloc.mm.sheaf import pop, pop_in
+from realalloc.mm.threads import keep_slot, keep_slots, kept_slot, my_place
 
 HALF_BITS: Final = 31  # factors below 2**31 have a product below 2**63
 LARGEST: Final = (1 << 63) - 1
@@ -61,6 +63,7 @@ class CFunctions:
 def alloc_slow(words: Words, nbytes: int, gfp: int) -> int:
     """Allocate what is no object, or what the sheaf does not have; return the address, or 0."""
     offset = kmalloc_fast(words, 1 if nbytes == 0 else nbytes, gfp | GFP_ORDINARY)
+    keep_slot(words)  # which this may have given to a thread
     return address_of(words) + offset if offset > 0 else 0
 
 
@@ -68,6 +71,7 @@ def alloc_slow(words: Words, nbytes: int, gfp: int) -> int:
 def release_slow(words: Words, offset: int) -> int:
     """Free what does not go into a sheaf, or count it: nobody can be told. NULL is ignored."""
     status = kfree_slow(words, offset) if offset + address_of(words) != 0 else OK
+    keep_slot(words)
     if status != OK:
         atomic_add(words, H_BAD_FREES, 1)
     return status
@@ -129,10 +133,27 @@ def free(context: int, block: int) -> None:
     _release(words_at(context), block - context)
 
 
+def malloc_kept(context: int, at: int, nbytes: int) -> int:
+    """``malloc`` where threads keep their slots ``at`` bytes from their thread pointers."""
+    words = words_at(context)
+    if 0 <= nbytes <= KMALLOC_MAX_CACHE_BYTES:
+        offset = pop_in(words, kept_slot(at), words[KMALLOC_TABLE + ((nbytes + 7) >> 3)] >> CLASS_SHEAF_SHIFT)
+        if offset != 0:
+            return context + offset
+    return _alloc_slow(words, nbytes, 0)
+
+
+def free_kept(context: int, at: int, block: int) -> None:
+    """``free`` there."""
+    words = words_at(context)
+    if free_in(words, kept_slot(at), 0, block - context) == 0:
+        _release_slow(words, block - context)
+
+
 Addresses = tuple[int, int, int, int]
 _FUNCTIONS: Final[tuple[Callable[..., Any], ...]] = (malloc, calloc, realloc, free)
 _PARAMETERS: Final = (1, 2, 2, 1)  # behind the context
-_INLINED: Final = (malloc, free)  # where they are bound to an arena
+_KEPT: Final[dict[Any, Callable[..., Any]]] = {malloc: malloc_kept, free: free_kept}
 _numbers = itertools.count()
 
 
@@ -147,6 +168,14 @@ def _functions() -> tuple[CFunction, ...]:
         result = types.void if func is free else types.int64
         made.append(immortal(c_function(func, result(*[types.int64] * (count + 1)))))
     return tuple(made)
+
+
+@functools.cache
+def _kept_functions() -> tuple[CFunction | None, ...]:
+    _functions()
+    word = types.int64
+    kinds = {malloc: word(word, word, word), free: types.void(word, word, word)}
+    return tuple(immortal(c_function(_KEPT[func], kinds[func])) if func in _KEPT else None for func in _FUNCTIONS)
 
 
 @functools.cache
@@ -166,8 +195,9 @@ def _callbacks(functions: Any, counts: Any) -> Addresses:
     return cast("Addresses", tuple(ctypes.cast(callback, ctypes.c_void_p).value for callback in made))
 
 
-def _bound(context: int) -> Addresses:
-    """Make the functions of one arena: malloc and free once more, with the context as a constant; the others jump.
+def _bound(context: int, at: int) -> Addresses:
+    """Make the functions of one arena: malloc and free once more, with the context as a constant; the others jump. ``at``:
+    where threads keep their slots, 0 if nowhere.
 
     All were stubs that put the context in front and jumped: that was 0.6 ns of a pair's 6.3. Here it is 25 ms, once an arena.
     """
@@ -176,14 +206,17 @@ def _bound(context: int) -> Addresses:
         library = cpu_target.target_context.codegen().create_library("realalloc_bound")
         module = library.create_ir_module("realalloc_bound")
         names = []
-        for made, func, count in zip(_functions(), _FUNCTIONS, _PARAMETERS, strict=True):
+        kept = _kept_functions() if at != 0 else (None,) * len(_FUNCTIONS)
+        for usual, func, count, quick in zip(_functions(), _FUNCTIONS, _PARAMETERS, kept, strict=True):
+            made = usual if quick is None else quick
+            constants = [ir.Constant(word, value) for value in ((context,) if quick is None else (context, at))]
             result = ir.VoidType() if func is free else word
-            link = ir.FunctionType(result, [word] * (count + 1))
+            link = ir.FunctionType(result, [word] * (count + len(constants)))
             names.append(f"realalloc_{func.__name__}_{next(_numbers)}")
             bound = ir.Function(module, ir.FunctionType(result, [word] * count), names[-1])
             builder = ir.IRBuilder(bound.append_basic_block("entry"))
-            given = [ir.Constant(word, context), *bound.args]
-            if func in _INLINED:
+            given = [*constants, *bound.args]
+            if func in _KEPT:
                 library.add_linking_library(made._library)
                 value = builder.call(ir.Function(module, link, made.native_name), given, attrs=("alwaysinline",))
             else:
@@ -203,8 +236,11 @@ def with_context(words: Words, base: int) -> CFunctions:
     return CFunctions(base, *compiled(), words)
 
 
-def stubs(base: int) -> Addresses:
+def stubs(words: Words, base: int) -> Addresses:
     """Make functions of the arena at ``base``, without a context. They stay for the life of the process: make them once."""
     if JIT:
-        return _bound(base)
+        at = new_word()
+        made = _bound(base, at)
+        keep_slots(words, at)
+        return made
     return _callbacks([functools.partial(func, base) for func in _FUNCTIONS], _PARAMETERS)

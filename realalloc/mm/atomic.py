@@ -86,6 +86,20 @@ def _emit_prefetch(context: Any, builder: Any, signature: Any, args: Any) -> Any
     return ir.Constant(ir.IntType(64), 0)
 
 
+def _thread_word(context: Any, builder: Any, signature: Any, at: Any) -> Any:
+    where = builder.add(_emit_thread_identity(context, builder, signature, ()), at)
+    return builder.inttoptr(where, ir.IntType(64).as_pointer())
+
+
+def _emit_thread_word(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.load(_thread_word(context, builder, signature, args[0]))
+
+
+def _emit_set_thread_word(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    builder.store(args[1], _thread_word(context, builder, signature, args[0]))
+    return args[1]
+
+
 def _emit_store(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     builder.store_atomic(args[2], _pointer(context, builder, signature, args), "release", 8)
     return args[2]
@@ -114,6 +128,18 @@ def _emit_address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def atomic_load(words: Words, index: int) -> int:
     """Load with acquire order."""
     return int(words[index])
+
+
+@native(_emit_thread_word)
+def thread_word(at: int) -> int:
+    """Load the word of the calling thread that is ``at`` bytes from its thread pointer; 0 without machine code."""
+    return 0 * at
+
+
+@native(_emit_set_thread_word)
+def set_thread_word(at: int, value: int) -> int:
+    """Store it; return the value."""
+    return 0 * at + value
 
 
 @native(_emit_store)

@@ -209,6 +209,8 @@ TRG_BEGAN_NS: Final = 4  # when the window began, and the total at that time
 TRG_BEGAN_TOTAL_NS: Final = 5
 TRG_FIRED: Final = 6  # 1: in this window it has
 TRG_LAST_TOTAL_NS: Final = 7  # when the last stall ended
+NOBODY: Final = 1528  # word index of a slot of no thread, whose record is NULL_RECORD: what threads without one use
+KEPT_AT: Final = NOBODY + 4  # how far from its thread pointer a thread keeps what its slot is; 0: nowhere
 THREADS: Final = 1536  # word index of the slots, one cache line each
 THREAD_SLOTS: Final = 64
 THREAD_WORDS: Final = 8
@@ -512,7 +514,8 @@ assert MAX_MAX_ORDER <= ORDER_MASK
 assert KMALLOC_TABLE + KMALLOC_TABLE_WORDS <= SHEAF_OWNERS
 assert KMALLOC_TABLE % 8 == D_TOP  # loads that an allocation begins with: far from the first word of a line
 assert SHEAF_OWNERS + SHEAF_INDICES <= PRESSURE
-assert PRESSURE + PSI_TRIGGERS + TRIGGERS * TRIGGER_WORDS <= THREADS
+assert PRESSURE + PSI_TRIGGERS + TRIGGERS * TRIGGER_WORDS <= NOBODY
+assert NOBODY + THREAD_WORDS == THREADS
 assert SHEAF_BLOCKS + SHEAF_BLOCK_ORDERS == SHEAF_INDICES
 assert THREADS + THREAD_SLOTS * THREAD_WORDS == NULL_RECORD
 assert THREADS % PAGE_WORDS == 0

@@ -88,11 +88,10 @@ def _is_of(words: Words, c: int, info: int) -> int:
 
 
 @kernel
-def free_fast(words: Words, c: int, offset: int) -> int:
-    """Free an object of cache ``c`` (0: of any) without the lock; 0 if that cannot be."""
-    slot = enter_near(words, my_place())
+def free_in(words: Words, slot: int, c: int, offset: int) -> int:
+    """Free an object of cache ``c`` (0: of any) in the calling thread's slot, or nobody's; 0 if that cannot be."""
     pfn = offset >> PAGE_SHIFT & PFN_MASK
-    if slot == 0 or pfn >= words[H_END_PFN]:
+    if pfn >= words[H_END_PFN]:
         return 0
     info = words[info_at(pfn)]
     if c != 0 and _is_of(words, c, info) == 0:
@@ -104,6 +103,13 @@ def free_fast(words: Words, c: int, offset: int) -> int:
         done = put_large(words, slot, record, info, offset)
     leave(words, slot)
     return done
+
+
+@kernel
+def free_fast(words: Words, c: int, offset: int) -> int:
+    """Free an object of cache ``c`` (0: of any) without the lock; 0 if that cannot be."""
+    slot = enter_near(words, my_place())
+    return free_in(words, slot, c, offset) if slot != 0 else 0
 
 
 @kernel

@@ -96,14 +96,8 @@ def place_of(info: int) -> int:
 
 
 @kernel
-def pop(words: Words, near: int, place: int) -> int:
-    """Take the top object of the calling thread's main sheaf; 0 if that is empty or cannot be had without the lock.
-
-    ``near`` is :func:`my_place`, ``place`` where the record has the descriptor (C_SHEAF).
-    """
-    slot = enter_near(words, near)
-    if slot == 0:
-        return 0
+def pop_in(words: Words, slot: int, place: int) -> int:
+    """Take the top object of the main sheaf in the calling thread's slot, or nobody's; 0 if that is empty or locked."""
     d = record_inside(words, slot) + place
     top = words[d + D_TOP]
     offset = words[top]
@@ -112,6 +106,16 @@ def pop(words: Words, near: int, place: int) -> int:
         prefetch_for_write(words, offset)  # a caller's stores wait for a line one after the other, prefetches do not
     leave(words, slot)
     return offset
+
+
+@kernel
+def pop(words: Words, near: int, place: int) -> int:
+    """Take the top object of the calling thread's main sheaf; 0 if that is empty or cannot be had without the lock.
+
+    ``near`` is :func:`my_place`, ``place`` where the record has the descriptor (C_SHEAF).
+    """
+    slot = enter_near(words, near)
+    return pop_in(words, slot, place) if slot != 0 else 0
 
 
 @kernel

@@ -28,7 +28,7 @@ from realalloc.mm.layout import (
     THREAD_WORDS,
     THREADS,
 )
-from realalloc.mm.threads import let_in_locked, lock_out_locked, measure_distances, own_slot
+from realalloc.mm.threads import forget_slot, let_in_locked, lock_out_locked, measure_distances, own_slot
 
 
 @kernel
@@ -48,6 +48,8 @@ def thread_ends(words: Words, me: int) -> int:
     lock(words)
     slot = own_slot(words, me)
     if slot != 0:
+        if me == thread_identity():
+            forget_slot(words)
         _vacate(words, slot)
         measure_distances(words)
     unlock(words)

@@ -21,9 +21,14 @@ So who has seen its KEY in a slot may store INSIDE there. Only the thread itself
 nearer, once a place is free. A record outlives its thread: it waits, with its sheaves, for the next one
 (H_IDLE_RECORDS). NULL_RECORD stands for no record.
 
+C functions that are bound to an arena do not even compute a hash: each thread keeps what its slot is in a word of its own at a
+fixed distance from its thread pointer (lease/threadword.py), where it is 0, for NOBODY's, until it comes the slow way.
+
 Invariant: RECORD = KEPT, or NULL_RECORD while a drainer is at work. A record is written by its owner with INSIDE = 1, or by
 the holder of the arena lock: the owner itself, or a drainer.
 Invariant: H_NR_RECORDS = records of slots + idle ones, each a KIND_RECORD page.
+Invariant: a thread's word, where words[KEPT_AT] is not 0, is 0 or its slot - NOBODY; only itself writes it. NOBODY has
+no KEY, and the record NULL_RECORD for ever.
 Invariant: H_NR_SLOTS = slots with a KEY, DISTANCE = places from the near one of KEY to the slot, H_FARTHEST = the largest.
 """
 
@@ -38,7 +43,9 @@ from realalloc.mm.atomic import (
     quiet,
     relaxed_load,
     relaxed_store,
+    set_thread_word,
     thread_identity,
+    thread_word,
     unlock,
     unordered_load,
 )
@@ -58,8 +65,11 @@ from realalloc.mm.layout import (
     H_NR_SLOTS,
     H_SHEAVES,
     H_ZERO,
+    KEPT_AT,
     KIND_RECORD,
+    NOBODY,
     NULL_RECORD,
+    OK,
     PAGE_SHIFT,
     PAGE_WORDS,
     R_NEXT,
@@ -149,6 +159,40 @@ def measure_distances(words: Words) -> None:
 
 
 @entry
+def keep_slots(words: Words, at: int) -> int:
+    """From now on threads keep what their slot is ``at`` bytes from their thread pointers, where it is 0 in all of them."""
+    lock(words)
+    words[NOBODY + T_KEY] = 0
+    words[NOBODY + T_INSIDE] = 0
+    words[NOBODY + T_RECORD] = NULL_RECORD
+    words[KEPT_AT] = at
+    unlock(words)
+    return OK
+
+
+@kernel
+def kept_slot(at: int) -> int:
+    """Return the calling thread's slot as it keeps it, NOBODY if it does not: one load, finding it takes 8 instructions."""
+    return NOBODY + thread_word(at)
+
+
+@kernel
+def keep_slot(words: Words) -> None:
+    """Have the calling thread keep its slot, if it has one."""
+    at = words[KEPT_AT]
+    slot = own_slot(words, thread_identity()) if at != 0 else 0
+    if slot != 0:
+        set_thread_word(at, slot - NOBODY)
+
+
+@kernel
+def forget_slot(words: Words) -> None:
+    """Have the calling thread use nobody's slot, as its own is about to be somebody else's."""
+    if words[KEPT_AT] != 0:
+        set_thread_word(words[KEPT_AT], 0)
+
+
+@entry
 def come_near(words: Words) -> int:
     """Move the calling thread's slot to the first free place from its near one on; return its slot, 0 if it has none."""
     lock(words)
@@ -160,6 +204,7 @@ def come_near(words: Words) -> int:
         place = _next_place(place)
         distance += 1
     if slot != 0 and place != slot:
+        forget_slot(words)
         words[place + T_INSIDE] = 0
         words[place + T_DISTANCE] = distance
         words[place + T_KEPT] = words[slot + T_KEPT]
@@ -364,6 +409,11 @@ def bad_slots(words: Words) -> int:
             taken += 1
             farthest = max(farthest, words[slot + T_DISTANCE])
             wrong += 1 if place != slot else 0
+    at = words[KEPT_AT]
+    if at != 0:
+        kept = kept_slot(at)
+        wrong += 1 if kept != NOBODY and kept != own_slot(words, thread_identity()) else 0
+        wrong += 1 if words[NOBODY + T_KEY] != 0 or words[NOBODY + T_RECORD] != NULL_RECORD else 0
     return 1 if wrong != 0 or taken != words[H_NR_SLOTS] or farthest != words[H_FARTHEST] else 0
 
 

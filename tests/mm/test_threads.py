@@ -25,8 +25,10 @@ from kernels import (
     used,
     write,
 )
-from support import PAGE, RawArena
+from support import JIT, PAGE, RawArena
 
+from realalloc.lease.cfunctions import alloc_slow
+from realalloc.lease.threadword import _load, new_word
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import cache_destroy, validate_caches
 from realalloc.mm.layout import (
@@ -40,6 +42,7 @@ from realalloc.mm.layout import (
     H_SHEAVES,
     KIND_RECORD,
     MIN_SHEAVES_PAGES,
+    NOBODY,
     NULL_RECORD,
     PAGE_WORDS,
     T_DISTANCE,
@@ -55,7 +58,7 @@ from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.pcp import validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
 from realalloc.mm.thread_exit import thread_ends
-from realalloc.mm.threads import come_near
+from realalloc.mm.threads import come_near, keep_slots
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 
@@ -292,6 +295,48 @@ def test_who_moves_takes_record_and_sheaves_along() -> None:
     assert come_near(raw.words) == near
     assert_slots(raw)
     assert_pristine(raw)
+
+
+@pytest.mark.skipif(not JIT, reason="for machine code only")
+def test_who_moves_or_ends_forgets_the_slot_that_it_kept() -> None:
+    raw = RawArena(SMALLEST, 4)
+    at = new_word()
+    assert keep_slots(raw.words, at) == 0
+    if at == 0:
+        pytest.skip("no thread keeps its slot here")
+    c = make_cache(raw)
+    me = int(identity())
+    near = near_of(me)
+
+    def allocate() -> int:
+        """Go the slow way of C functions; return what slot the thread keeps."""
+        address = int(alloc_slow(raw.words, 64, 0))
+        assert kfree(raw.words, address - raw.words.ctypes.data) == 0
+        return NOBODY + _load(at)
+
+    assert allocate() == near
+    assert validate_kept_blocks(raw.words) == 0
+    assert thread_ends(raw.words, me) == 0
+    assert _load(at) == 0
+    raw.words[near + T_KEY] = near  # some other thread has it
+    raw.words[near + T_RECORD] = raw.words[near + T_KEPT] = NULL_RECORD
+    raw.words[near + T_DISTANCE] = distance(near, near)
+    raw.words[H_NR_SLOTS] += 1
+    touch(raw, c, 20)
+    far = slots(raw)[me]
+    assert far != near
+    assert allocate() == far
+    raw.words[near + T_KEY] = 0
+    raw.words[H_NR_SLOTS] -= 1
+    assert come_near(raw.words) == near
+    assert _load(at) == 0
+    assert allocate() == near
+    assert validate_kept_blocks(raw.words) == 0
+    other = Worker()
+    assert other.do(thread_ends, raw.words, me) == 0  # not by itself: nothing that it could forget of this thread's
+    assert NOBODY + _load(at) == near
+    assert validate_kept_blocks(raw.words) == BAD_SHEAF
+    other.end(raw)
 
 
 @pytest.mark.parametrize("damage", [H_NR_SLOTS, H_FARTHEST, T_DISTANCE])

@@ -1,0 +1,113 @@
+"""Words of threads: where they are, that nobody else has them, and that there may be none."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from support import JIT, run_child
+
+from realalloc.lease import threadword
+
+pytestmark = pytest.mark.skipif(not JIT, reason="for machine code only")
+
+
+def child(code: str) -> str:
+    done = run_child(code, fresh=True)
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+def test_each_is_another_and_zero_in_all_threads_until_there_are_no_more() -> None:
+    code = """
+import threading
+from realalloc.lease import threadword as t
+begin, end, seen = threading.Event(), threading.Event(), []
+def old():
+    begin.wait()
+    seen.extend(t._load(at) for at in made)
+    end.wait()
+thread = threading.Thread(target=old)
+thread.start()
+made = [t.new_word() for _ in range(t.MOST_WORDS + 2)]
+begin.set()
+end.set()
+thread.join()
+fresh = threading.Thread(target=lambda: seen.extend(t._load(at) for at in made))
+fresh.start()
+fresh.join()
+words = [at for at in made if at]
+seen = seen[: len(words)] + seen[len(made) :][: len(words)] + [t._load(at) for at in words]
+print(len(words), len(set(words)), made[len(words):], set(seen), len(seen))
+"""
+    most = threadword.MOST_WORDS
+    assert child(code) == f"{most} {most} [0, 0] {{0}} {3 * most}\n"
+
+
+def test_a_key_that_was_somebody_elses_is_not_taken() -> None:
+    code = """
+import ctypes, threading
+from realalloc.lease import threadword as t
+keys = t._Keys()
+theirs = [keys.make() for _ in range(6)]
+ready, end = threading.Event(), threading.Event()
+def leave_values():
+    for key in theirs:
+        keys.set(key, 0x5555)
+    ready.set()
+    end.wait()
+    left.extend(t._load(at) for at in made)
+left, made = [], []
+thread = threading.Thread(target=leave_values)
+thread.start()
+ready.wait()
+for key in theirs:
+    keys.delete(key)
+made += [t.new_word() for _ in range(4)]
+end.set()
+thread.join()
+print(0 not in made, left)
+"""
+    assert child(code) == "True [0, 0, 0, 0]\n"
+
+
+def test_without_keys_there_are_none_and_functions_work() -> None:
+    code = """
+import ctypes, realalloc as ra
+from realalloc.lease import threadword as t
+from realalloc.mm import layout
+keys = t._Keys()
+while keys.make() < t.INLINE_KEYS:
+    pass
+arena = ra.Arena("16MiB")
+made = arena.c_functions(bound=True)
+malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(made.malloc)
+free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.free)
+for _ in range(200):
+    free(malloc(64))
+arena.validate()
+words = arena.words
+print(t.new_word(), words[layout.KEPT_AT], arena.stats().live_objects, words[layout.H_BAD_FREES])
+"""
+    assert child(code) == "0 0 0 0\n"
+
+
+@pytest.mark.parametrize("what", ["machine", "libc_ver"])
+def test_elsewhere_there_are_none(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threadword.platform, what, lambda: {"machine": "aarch64", "libc_ver": ("musl", "1.2")}[what])
+    assert threadword.new_word() == 0
+
+
+def test_where_the_value_is_elsewhere_in_another_thread_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, where = threading.current_thread(), threadword._Keys.where
+    moved = lambda keys, key: where(keys, key) + (0 if threading.current_thread() is here else 8)  # noqa: E731
+    monkeypatch.setattr(threadword._Keys, "where", moved)
+    assert threadword.new_word() == 0
+
+
+def test_where_no_thread_can_be_started_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert threadword.new_word() == 0
