@@ -227,7 +227,6 @@ RECORD_WORDS: Final = 512  # one page: a sheaf descriptor for each index; that o
 D_BASE: Final = 0  # main sheaf: word index of its first place; the word below it is 0
 D_LAST: Final = 1  # bits.is_multiple of the offset of an object in its slab: what the last one gives
 D_PUT: Final = 2  # spare sheaf: word index of its top object
-D_SPAN_MASK: Final = 3  # a slab's bytes - 1
 R_NEXT: Final = 3  # of index 0
 D_PUT_BASE: Final = 4  # word index of its first place
 D_PUT_END: Final = 5  # word index of its last place

@@ -22,7 +22,6 @@ from realalloc.mm.layout import (
     D_MAGIC,
     D_PUT,
     D_PUT_END,
-    D_SPAN_MASK,
     D_TOP,
     EAGAIN,
     EINVAL,
@@ -36,6 +35,7 @@ from realalloc.mm.layout import (
     OK,
     PAGE_CONSTRUCTING,
     PAGE_SHIFT,
+    SLAB_BYTES_SHIFT,
 )
 from realalloc.mm.pages import info_at
 from realalloc.mm.pcp import put_large
@@ -74,10 +74,11 @@ def put_object(words: Words, record: int, info: int, offset: int) -> int:
     """Put an object onto the spare sheaf of its cache in a record; 0 if none begins at ``offset``, or there is no room.
 
     ``info`` is of a page with KIND_OBJECTS_BIT. If its objects go the slow way, it has sheaf index 0, and that descriptor
-    never has room. The others know their slabs' geometry, as these are aligned to their size.
+    never has room. The others know their slabs' geometry.
     """
     d = record + place_of(info)
-    if is_multiple(offset & words[d + D_SPAN_MASK], words[d + D_MAGIC], words[d + D_LAST]) == 0:
+    nbytes = offset & ((1 << (info >> SLAB_BYTES_SHIFT)) - 1)  # a slab is aligned to its size
+    if is_multiple(nbytes, words[d + D_MAGIC], words[d + D_LAST]) == 0:
         return 0
     return put(words, d, offset)
 
@@ -234,7 +235,7 @@ def push_many(words: Words, c: int, done: int, count: int, out: Words) -> int:
         d = record + place_of(info)
         if info & KIND_OBJECTS_BIT == 0 or (c != 0 and _is_of(words, c, info) == 0):
             break
-        mask = words[d + D_SPAN_MASK]
+        mask = (1 << (info >> SLAB_BYTES_SHIFT)) - 1
         first = out[done] & ~mask
         magic = words[d + D_MAGIC]
         last = words[d + D_LAST]

@@ -41,7 +41,6 @@ from realalloc.mm.layout import (
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_OBJECTS,
-    C_ORDER,
     C_SHEAF,
     C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
@@ -51,7 +50,6 @@ from realalloc.mm.layout import (
     D_PUT,
     D_PUT_BASE,
     D_PUT_END,
-    D_SPAN_MASK,
     D_TOP,
     H_BAD_FREES,
     H_ZERO,
@@ -60,7 +58,6 @@ from realalloc.mm.layout import (
     MIN_SHEAF_OBJECTS,
     NULL_RECORD,
     OK,
-    PAGE_BYTES,
     S_COUNT,
     S_NEXT,
     S_OBJECTS,
@@ -265,7 +262,6 @@ def _prepare(words: Words, c: int, d: int) -> int:
         return 0
     words[d + D_MAGIC] = words[c + C_MAGIC]
     words[d + D_LAST] = (words[c + C_OBJECTS] - 1) * product_of_one(words[c + C_STRIDE_BYTES])
-    words[d + D_SPAN_MASK] = (PAGE_BYTES << words[c + C_ORDER]) - 1
     return 1
 
 

@@ -21,6 +21,8 @@ def names(prefix: str) -> dict[str, int]:
 @pytest.mark.parametrize("prefix", ["H_", "Z_", "M_", "C_", "PG_", "V_", "P_", "B_", "T_", "D_", "S_"])
 def test_fields_of_a_record_are_all_different(prefix: str) -> None:
     fields = names(prefix)
+    if prefix == "D_":  # the link of a record lies in its first descriptor
+        fields["R_NEXT"] = layout.R_NEXT
     assert len(fields) >= 3
     assert len(set(fields.values())) == len(fields)
 
@@ -33,10 +35,6 @@ def test_fields_of_a_record_are_all_different(prefix: str) -> None:
 )  # fmt: skip
 def test_fields_lie_inside_their_record(prefix: str, words: int) -> None:
     assert 0 <= min(names(prefix).values()) <= max(names(prefix).values()) < words
-
-
-def test_the_link_of_a_record_is_a_word_that_clearing_its_first_descriptor_leaves_alone() -> None:
-    assert layout.R_NEXT == layout.D_SPAN_MASK
 
 
 def test_lists_of_a_zone_have_room_for_every_order() -> None:
