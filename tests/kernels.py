@@ -23,10 +23,13 @@ from realalloc.mm.layout import (
     C_FREES,
     C_NR_SLABS,
     C_SHEAF,
+    C_SHEAF_CAPACITY,
+    C_STRIDE_BYTES,
     CACHE_WORDS,
     D_BASE,
     D_PUT,
     D_PUT_BASE,
+    D_STOCK,
     D_TOP,
     DECAY,
     GRANULE_BYTES,
@@ -57,6 +60,8 @@ from realalloc.mm.layout import (
     KMALLOC_SIZES,
     M_HEADS,
     M_WORDS,
+    MAX_STOCK_BYTES,
+    MAX_STOCK_SHEAVES,
     NULL_RECORD,
     ORDER_MASK,
     ORDER_SHIFT,
@@ -72,6 +77,10 @@ from realalloc.mm.layout import (
     S_OBJECTS,
     SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
+    SHEAF_SHARE_SHIFT,
+    SHEAF_WORDS,
+    STOCK_MASK,
+    STOCK_SHIFT,
     T_INSIDE,
     T_KEPT,
     T_KEY,
@@ -372,12 +381,36 @@ def barn(raw: RawArena, c: int) -> list[list[int]]:
     return found
 
 
+def stock(raw: RawArena, d: int) -> list[list[int]]:
+    """Read the full sheaves in a descriptor's stock, the next to be taken first."""
+    found = []
+    sheaf = (int(raw.words[d + D_STOCK]) >> STOCK_SHIFT) * SHEAF_WORDS
+    while sheaf != 0:
+        found.append(raw.words[sheaf + S_OBJECTS : sheaf + S_OBJECTS + int(raw.words[sheaf + S_COUNT])].tolist())
+        sheaf = int(raw.words[sheaf + S_NEXT])
+    return found
+
+
+def stock_empties(raw: RawArena, d: int) -> int:
+    """Count the empty sheaves in a descriptor's stock."""
+    count, sheaf = 0, (int(raw.words[d + D_STOCK]) & STOCK_MASK) * SHEAF_WORDS
+    while sheaf != 0:
+        count, sheaf = count + 1, int(raw.words[sheaf + S_NEXT])
+    return count
+
+
+def stock_room(raw: RawArena, c: int) -> int:
+    """Return how many sheaves of a cache a stock may have, by the bytes of their objects."""
+    full = int(raw.words[c + C_SHEAF_CAPACITY]) * int(raw.words[c + C_STRIDE_BYTES])
+    return min(MAX_STOCK_SHEAVES, min(MAX_STOCK_BYTES, raw.plan.end_pfn << 12 >> SHEAF_SHARE_SHIFT) // full)
+
+
 def kept_objects(raw: RawArena, c: int) -> list[int]:
     """List the objects of a cache in all sheaves, as often as they are there."""
     found = [offset for sheaf in barn(raw, c) for offset in sheaf]
     for record in records(raw) if raw.words[c + C_SHEAF] else []:
         d = record + int(raw.words[c + C_SHEAF])
-        found += main_sheaf(raw, d) + spare_sheaf(raw, d)
+        found += main_sheaf(raw, d) + spare_sheaf(raw, d) + [offset for sheaf in stock(raw, d) for offset in sheaf]
     return sorted(found)
 
 

@@ -45,7 +45,7 @@ from realalloc.mm.sheaf import (
     count_put,
     exchange,
     exchange_and_pop,
-    exchange_for_room,
+    find_room,
     make_room_locked,
     object_alloc_locked,
     own_sheaf_locked,
@@ -162,7 +162,8 @@ def cache_free_slow(words: Words, c: int, offset: int) -> int:
     slot = enter(words)
     if slot != 0 and info & KIND_OBJECTS_BIT != 0 and (c == 0 or _is_of(words, c, info) == 1):
         record = record_inside(words, slot)
-        exchange_for_room(words, record + place_of(info))
+        if info & KIND_OBJECTS_BIT:
+            find_room(words, record + place_of(info))
         done = put_object(words, record, info, offset)
         leave(words, slot)
         if done == 1:

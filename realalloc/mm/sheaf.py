@@ -3,10 +3,11 @@
 1. For each sheaf index a record has a descriptor of two sheaves, read and written without a lock: objects are popped from the
    *main* one and put onto the *spare* one. With one array for both, each pair would wait for its own store: top, object, page,
    cache, top is a chain of 36 cycles (13.6 ns a pair measured, 9.7 with two). There are no links in the objects.
-2. An empty main sheaf is exchanged for the spare one if that has more than a quarter, else for a full one of the cache's
-   *barn*, or filled from the slabs; a full spare one is exchanged for an empty main one, for an empty one while the barn takes
-   full ones, or flushed to the slabs (Bonwick's magazines, the kernel's sheaves). That is under the arena lock, once for up to
-   MAX_SHEAF_OBJECTS objects.
+2. An empty main sheaf is exchanged for the spare one if that has more than a quarter, else for a full one of the thread's
+   *stock* (stock.py); a full spare one for an empty main one, or an empty one in stock. All that without the lock. With the
+   lock, once for up to MAX_SHEAF_OBJECTS objects: an empty main sheaf is exchanged for a full one of the cache's *barn*, or
+   filled from the slabs; a full spare one for an empty one while stock or barn take full ones, or flushed to the slabs
+   (Bonwick's magazines, the kernel's sheaves).
 3. Nothing is owned: an object goes to a sheaf of the thread that frees it. What flows from one thread to another goes through
    the barn, a sheaf at a time.
 4. For the slabs an object in a sheaf is in use. The map of its slab is what makes a free exact: a second one is refused while
@@ -68,6 +69,16 @@ from realalloc.mm.layout import (
     SHEAF_SHIFT,
 )
 from realalloc.mm.slab import cache_alloc_locked, free_objects_locked, take_objects_locked
+from realalloc.mm.stock import (
+    count_stock,
+    first_full,
+    free_stock_locked,
+    stock_empty,
+    stock_full,
+    stock_may_grow,
+    take_empty,
+    take_full,
+)
 from realalloc.mm.threads import (
     clear_sheaves,
     enter,
@@ -167,37 +178,6 @@ def exchange(words: Words, d: int) -> None:
 
 
 @kernel
-def exchange_and_pop(words: Words, place: int) -> int:
-    """Pop, if need be what the calling thread has put; 0 if there is nothing, or a lock is needed."""
-    slot = enter(words)
-    if slot == 0:
-        return 0
-    offset = 0
-    d = record_inside(words, slot) + place
-    if count_of(words, d) == 0 and is_worth_exchanging(words, d) == 1:
-        exchange(words, d)
-    if count_of(words, d) > 0:
-        offset = words[words[d + D_TOP]]
-        words[d + D_TOP] -= 1
-    leave(words, slot)
-    return offset
-
-
-@kernel
-def exchange_for_room(words: Words, d: int) -> None:
-    """Make room to put, where the main sheaf of a descriptor is empty and the spare one full."""
-    if has_sheaves(words, d) == 1 and count_of(words, d) == 0 and words[d + D_PUT] == words[d + D_PUT_END]:
-        exchange(words, d)
-
-
-@kernel
-def own_sheaf_locked(words: Words, place: int) -> int:
-    """Return the calling thread's descriptor at a place > 0; 0 if it has no record."""
-    record = own_record_locked(words)
-    return record + place if record != NULL_RECORD else 0
-
-
-@kernel
 def free_main(words: Words, d: int) -> int:
     """Take the main sheaf off a descriptor, to be replaced at once; return it."""
     sheaf = words[d + D_BASE] - S_OBJECTS
@@ -226,6 +206,61 @@ def set_put(words: Words, d: int, sheaf: int, capacity: int) -> None:
     words[d + D_PUT_BASE] = sheaf + S_OBJECTS
     words[d + D_PUT] = sheaf + S_OBJECTS + words[sheaf + S_COUNT] - 1
     words[d + D_PUT_END] = sheaf + S_OBJECTS + capacity - 1
+
+
+@kernel
+def _find_full(words: Words, d: int) -> int:
+    """Make an empty main sheaf of a descriptor hold what the thread has itself: the spare one, or one in stock; 1 if done."""
+    if is_worth_exchanging(words, d) == 1:
+        exchange(words, d)
+        return 1
+    full = take_full(words, d)
+    if full != 0:
+        stock_empty(words, d, free_main(words, d))
+        set_main(words, d, full)
+    return 1 if full != 0 else 0
+
+
+@kernel
+def exchange_and_pop(words: Words, place: int) -> int:
+    """Pop, if need be what the calling thread has put; 0 if there is nothing, or a lock is needed."""
+    slot = enter(words)
+    if slot == 0:
+        return 0
+    offset = 0
+    d = record_inside(words, slot) + place
+    if count_of(words, d) == 0:
+        _find_full(words, d)
+    if count_of(words, d) > 0:
+        offset = words[words[d + D_TOP]]
+        words[d + D_TOP] -= 1
+    leave(words, slot)
+    return offset
+
+
+@kernel
+def exchange_for_room(words: Words, d: int) -> None:
+    """Make room to put, where the main sheaf of a descriptor is empty and the spare one full."""
+    if has_sheaves(words, d) == 1 and count_of(words, d) == 0 and words[d + D_PUT] == words[d + D_PUT_END]:
+        exchange(words, d)
+
+
+@kernel
+def find_room(words: Words, d: int) -> None:
+    """The same of a cache's descriptor, which has a stock: an empty sheaf may be there, too."""
+    exchange_for_room(words, d)
+    empty = take_empty(words, d) if has_sheaves(words, d) == 1 and words[d + D_PUT] == words[d + D_PUT_END] else 0
+    if empty != 0:
+        capacity = words[d + D_PUT_END] - words[d + D_PUT_BASE] + 1
+        stock_full(words, d, free_put(words, d))
+        set_put(words, d, empty, capacity)
+
+
+@kernel
+def own_sheaf_locked(words: Words, place: int) -> int:
+    """Return the calling thread's descriptor at a place > 0; 0 if it has no record."""
+    record = own_record_locked(words)
+    return record + place if record != NULL_RECORD else 0
 
 
 @entry
@@ -286,8 +321,8 @@ def refill_sheaf_locked(words: Words, c: int, d: int, gfp: int) -> int:
     if _prepare(words, c, d) == 0:
         return 0
     if count_of(words, d) == 0:
-        if is_worth_exchanging(words, d) == 1:
-            exchange(words, d)
+        if _find_full(words, d) == 1:
+            pass
         elif words[c + C_BARN_FULL] != 0:
             emptied = free_main(words, d)
             set_main(words, d, barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL))
@@ -312,12 +347,16 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
     """Make the spare sheaf of a descriptor have a free place; 0 if there is no memory for a sheaf."""
     if _prepare(words, c, d) == 0:
         return 0
+    find_room(words, d)
     if words[d + D_PUT] != words[d + D_PUT_END]:
         return 1
-    if count_of(words, d) == 0:
-        exchange(words, d)
+    in_stock = stock_may_grow(words, c, d, words[d + D_PUT_BASE])
+    has_room = 1 if in_stock == 1 or barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 1 else 0
+    empty = get_empty(words, c) if has_room == 1 else 0
+    if empty != 0 and in_stock == 1:
+        stock_full(words, d, free_put(words, d))
+        set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
         return 1
-    empty = get_empty(words, c) if barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 1 else 0
     if empty != 0:
         barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
         set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
@@ -331,6 +370,11 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
 def _drain_descriptor(words: Words, c: int, d: int) -> None:
     flush_locked(words, c, words[d + D_BASE], count_of(words, d))
     flush_locked(words, c, words[d + D_PUT_BASE], count_put(words, d))
+    sheaf = first_full(words, d)
+    while sheaf != 0:
+        flush_locked(words, c, sheaf + S_OBJECTS, words[sheaf + S_COUNT])
+        sheaf = words[sheaf + S_NEXT]
+    free_stock_locked(words, d)
     take_sheaves_locked(words, d)
 
 
@@ -375,7 +419,7 @@ def cached_objects_locked(words: Words, index: int) -> int:
     place = next_record(words, 0)
     while place != 0:
         d = record_at(words, place) + index * SHEAF_DESC_WORDS
-        count += count_of(words, d) + count_put(words, d)
+        count += count_of(words, d) + count_put(words, d) + count_stock(words, d)
         place = next_record(words, place)
     c = words[SHEAF_OWNERS + index] if index < SHEAF_BLOCKS else 0
     sheaf = words[c + C_BARN_FULL] if c != 0 else 0

@@ -54,6 +54,7 @@ from realalloc.mm.pages import info_at, kind_of, links_at, order_at, page_at, pa
 from realalloc.mm.sheaf import bad_sheaves
 from realalloc.mm.slab import is_live_object, map_bit_of
 from realalloc.mm.slab_page import cache_of, free_objects, map_at, map_words_of, objects_of, pending_of
+from realalloc.mm.stock import bad_stock, first_full
 from realalloc.mm.threads import next_record, record_at
 
 LOOK = 0
@@ -93,10 +94,14 @@ def _visit_all(words: Words, c: int, step: int) -> int:
     place = next_record(words, 0)
     while place != 0:
         d = record_at(words, place) + words[c + C_SHEAF]
-        if bad_sheaves(words, d) == 1:
+        if bad_sheaves(words, d) == 1 or bad_stock(words, d) == 1:
             return wrong + 1
         wrong += _visit(words, c, words[d + D_BASE], words[d + D_TOP] + 1, step)
         wrong += _visit(words, c, words[d + D_PUT_BASE], words[d + D_PUT] + 1, step)
+        stocked = first_full(words, d)
+        while stocked != 0:
+            wrong += _visit(words, c, stocked + S_OBJECTS, stocked + S_OBJECTS + words[stocked + S_COUNT], step)
+            stocked = words[stocked + S_NEXT]
         place = next_record(words, place)
     sheaf = words[c + C_BARN_FULL]
     for _ in range(words[c + C_NR_BARN_FULL]):

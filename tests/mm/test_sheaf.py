@@ -19,6 +19,9 @@ from kernels import (
     own,
     records,
     spare_sheaf,
+    stock,
+    stock_empties,
+    stock_room,
     used,
     write,
 )
@@ -50,6 +53,7 @@ from realalloc.mm.layout import (
     ENOMEM,
     GFP_ZERO_BIT,
     H_BAD_FREES,
+    H_CLOSED,
     H_NR_RECORDS,
     H_SHEAF_CACHE,
     H_ZERO,
@@ -59,6 +63,7 @@ from realalloc.mm.layout import (
     MAX_FILL_BYTES,
     MAX_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
+    MAX_STOCK_SHEAVES,
     MIN_BARN_BYTES,
     MIN_BARN_SHEAVES,
     MIN_SHEAF_OBJECTS,
@@ -97,12 +102,18 @@ class Twin:
         self.main: list[int] = []
         self.spare: list[int] = []
         self.barn: list[list[int]] = []
+        self.stock_room = stock_room(raw, c)
+        self.stock: list[list[int]] = []
+        self.empties = 0  # in stock
         self.live: list[int] = []
 
     def alloc(self) -> None:
         offset = int(kmem_cache_alloc(self.raw.words, self.c))
         if not self.main and len(self.spare) > self.capacity >> FEW_SHIFT:
             self.main, self.spare = self.spare, []
+        elif not self.main and self.stock:
+            self.main = self.stock.pop(0)
+            self.empties += 1
         elif not self.main and self.barn:
             self.main = self.barn.pop(0)
         elif not self.main:  # from the slabs: which objects is their business
@@ -119,6 +130,10 @@ class Twin:
         if len(self.spare) == self.capacity:
             if not self.main:
                 self.main, self.spare = self.spare, []
+            elif self.empties or len(self.stock) < self.stock_room:
+                self.empties = max(self.empties - 1, 0)
+                self.stock.insert(0, self.spare)
+                self.spare = []
             elif len(self.barn) < self.room:
                 self.barn.insert(0, self.spare)
                 self.spare = []
@@ -128,7 +143,7 @@ class Twin:
 
     def drain(self) -> None:
         assert cache_drain(self.raw.words, self.c) == 0
-        self.main, self.spare, self.barn = [], [], []
+        self.main, self.spare, self.barn, self.stock, self.empties = [], [], [], [], 0
 
     @property
     def level(self) -> tuple[int, int, int]:
@@ -138,7 +153,8 @@ class Twin:
         raw, c = self.raw, self.c
         d = own(raw, c)
         assert (main_sheaf(raw, d), spare_sheaf(raw, d), barn(raw, c)) == (self.main, self.spare, self.barn)
-        kept = [*self.main, *self.spare, *itertools.chain(*self.barn)]
+        assert (stock(raw, d), stock_empties(raw, d)) == (self.stock, self.empties)
+        kept = [*self.main, *self.spare, *itertools.chain(*self.barn, *self.stock)]
         assert len({*kept, *self.live}) == len(kept) + len(self.live) == used(raw, c)
         assert cached(raw, c) == len(kept)
         assert field(raw, c, C_NR_BARN_FULL) == len(self.barn)
@@ -153,11 +169,13 @@ def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity
     raw.words[c + C_SHEAF_CAPACITY] = capacity
     twin, rng = Twin(raw, c), random.Random(capacity)
     taken: dict[tuple[tuple[int, int, int], bool], int] = {}
-    for step in range(3000 * capacity * (2 if capacity < 4 else 3)):
+    for step in range((8000 if capacity == 1 else 4000) * capacity * (2 if capacity < 4 else 3)):
         level = twin.level
         pops = taken.get((level, True), 0)
         puts = taken.get((level, False), 0)
         up = step // (40 * capacity) % 2 == 0 if pops == puts else pops < puts
+        if rng.random() < 0.25:  # what a level hides is the stock
+            up = not up
         if not twin.live or (up and len(twin.live) < 250):
             taken[level, True] = pops + 1
             twin.alloc()
@@ -178,6 +196,65 @@ def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity
         twin.free(twin.live[-1])
     assert cache_destroy(raw.words, c) == 0
     assert raw.words[H_BAD_FREES] == 0
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize(("capacity", "size"), [(1, 16), (2, 16), (3, 16), (4, 16), (60, 8)])
+def test_a_stock_fills_empties_and_grows_no_further_than_its_room(capacity: int, size: int) -> None:
+    """Up and down by spans of every length: full and empty sheaves of the stock in every number, and the barn behind it."""
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, size)
+    raw.words[c + C_SHEAF_CAPACITY] = capacity
+    twin, rng = Twin(raw, c), random.Random(capacity)
+    assert 1 <= twin.stock_room <= MAX_STOCK_SHEAVES
+    seen = set()
+    for _ in range(300 if JIT or capacity < 60 else 60):
+        span = rng.randrange(1, (twin.stock_room + 6) * capacity)
+        for _ in range(span):
+            twin.alloc()
+        for offset in rng.sample(twin.live, min(rng.randrange(2 * span), len(twin.live))):
+            twin.free(offset)
+        twin.check()
+        assert len(twin.stock) + twin.empties <= twin.stock_room
+        seen.add((len(twin.stock), twin.empties))
+        if len(twin.live) > 40 * capacity:
+            for offset in list(twin.live):
+                twin.free(offset)
+            twin.check()
+            assert validate_cache(raw.words, c) == 0
+    raw.validate()
+    for offset in list(twin.live):
+        twin.free(offset)
+    while twin.stock:
+        seen.add((len(twin.stock), twin.empties))
+        twin.alloc()
+        twin.check()
+    seen.add((0, twin.empties))
+    for full in range(twin.stock_room + 1):  # once grown it does not shrink: its sheaves are full or empty
+        assert (full, twin.stock_room - full) in seen
+    for offset in list(twin.live):
+        twin.free(offset)
+    assert cache_destroy(raw.words, c) == 0
+    assert_pristine(raw)
+
+
+def test_a_stock_serves_and_takes_without_the_lock() -> None:
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, 16)
+    raw.words[c + C_SHEAF_CAPACITY] = capacity = 4
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity * (stock_room(raw, c) + 2))]
+    for offset in live:
+        kmem_cache_free(raw.words, c, offset)
+    before = [field(raw, c, name) for name in (C_ALLOCS, C_FREES, C_NR_BARN_FULL, C_NR_BARN_EMPTY)]
+    d = own(raw, c)
+    assert len(stock(raw, d)) == stock_room(raw, c) > 1
+    raw.words[H_CLOSED] = 1  # with the lock nothing would be served
+    again = [int(kmem_cache_alloc(raw.words, c)) for _ in live]
+    raw.words[H_CLOSED] = 0
+    assert set(again) == set(live)
+    for offset in again:
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    assert before == [field(raw, c, name) for name in (C_ALLOCS, C_FREES, C_NR_BARN_FULL, C_NR_BARN_EMPTY)]
     assert_pristine(raw)
 
 
@@ -228,7 +305,7 @@ def test_every_capacity_fills_the_barn_and_comes_back(capacity: int) -> None:
     c = make_cache(raw, 16)
     raw.words[c + C_SHEAF_CAPACITY] = capacity
     twin = Twin(raw, c)
-    for _ in range((twin.room + 3) * capacity + 1):
+    for _ in range((twin.room + twin.stock_room + 3) * capacity + 1):
         twin.alloc()
     twin.check()
     live = list(twin.live)
@@ -237,7 +314,7 @@ def test_every_capacity_fills_the_barn_and_comes_back(capacity: int) -> None:
         if k % capacity in (0, capacity - 1) and (JIT or k % 5 == 0):
             twin.check()
     twin.check()
-    assert len(twin.barn) == twin.room
+    assert (len(twin.barn), len(twin.stock)) == (twin.room, twin.stock_room)
     kept = kept_objects(raw, c)
     again = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity)]
     assert set(again) <= set(kept)
@@ -413,7 +490,7 @@ def test_draining_one_cache_leaves_the_others_their_sheaves() -> None:
 def test_a_barn_is_flushed_by_as_many_sheaves_as_asked_for_and_the_door_stays_open() -> None:
     raw = RawArena(4 * SMALLEST, 4)
     c = make_cache(raw)
-    count = field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + 2)
+    count = field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + stock_room(raw, c) + 2)
     taken = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count)]
     for offset in taken:
         kmem_cache_free(raw.words, c, offset)
@@ -434,7 +511,8 @@ def test_a_barn_is_flushed_by_as_many_sheaves_as_asked_for_and_the_door_stays_op
     assert flush_barn_locked(raw.words, c, full + 1) == full
     assert field(raw, c, C_NR_BARN_FULL) == flush_barn_locked(raw.words, c, 9) == 0
     d = own(raw, c)  # what the thread keeps is still its own
-    assert cached(raw, c) == len(main_sheaf(raw, d)) + len(spare_sheaf(raw, d)) > 0
+    own_kept = len(main_sheaf(raw, d)) + len(spare_sheaf(raw, d)) + len([*itertools.chain(*stock(raw, d))])
+    assert cached(raw, c) == own_kept > 0
     assert_pristine(raw)
 
 
@@ -449,7 +527,7 @@ def test_bulk_verbs_go_through_the_same_sheaves() -> None:
     for offset in live:
         assert kmem_cache_free(raw.words, c, offset) == 0
     kept = cached(raw, c)
-    assert kept <= field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + 2)
+    assert kept <= field(raw, c, C_SHEAF_CAPACITY) * (barn_room(raw, c) + stock_room(raw, c) + 2)
     assert kmem_cache_alloc_bulk(raw.words, c, kept, 0, out) == 0
     assert cached(raw, c) == 0
     for offset in out[:kept].tolist():

@@ -15,6 +15,8 @@ from kernels import (
     page_index,
     page_kind,
     spare_sheaf,
+    stock,
+    stock_room,
 )
 from support import MIB, PAGE, RawArena
 
@@ -44,6 +46,7 @@ from realalloc.mm.layout import (
     D_PUT,
     D_PUT_BASE,
     D_PUT_END,
+    D_STOCK,
     D_TOP,
     KIND_SLAB,
     MAX_SHEAF_OBJECTS,
@@ -54,6 +57,10 @@ from realalloc.mm.layout import (
     PG_LINK,
     PG_MAP0,
     S_COUNT,
+    S_DEPTH,
+    S_NEXT,
+    SHEAF_WORDS,
+    STOCK_SHIFT,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages
@@ -192,6 +199,7 @@ def kept_cache(count: int = 40) -> tuple[RawArena, int, int]:
     raw = RawArena(SMALLEST, 4)
     c = make_cache(raw)
     raw.words[c + C_SHEAF_CAPACITY] = 8
+    count += 8 * stock_room(raw, c)
     live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(count + 4)]
     for offset in live[:count]:
         kmem_cache_free(raw.words, c, offset)
@@ -200,6 +208,7 @@ def kept_cache(count: int = 40) -> tuple[RawArena, int, int]:
     assert main_sheaf(raw, d)
     assert spare_sheaf(raw, d)
     assert barn(raw, c)
+    assert len(stock(raw, d)) == stock_room(raw, c) > 1
     assert raw.words[c + C_NR_BARN_EMPTY] > 0
     raw.validate()
     return raw, c, d
@@ -209,12 +218,19 @@ def damage_sheaf(what: str, raw: RawArena, c: int, d: int) -> list[tuple[int, in
     """Words to change, with what."""
     w = raw.words
     top, put, spare = (int(w[d + name]) for name in (D_TOP, D_PUT, D_PUT_BASE))
+    top_full = (int(w[d + D_STOCK]) >> STOCK_SHIFT) * SHEAF_WORDS
     full, empty = int(w[c + C_NR_BARN_FULL]), int(w[c + C_NR_BARN_EMPTY])
     user = next(offset for offset in range(int(w[top]), 1 << 30, 64) if offset not in kept_objects(raw, c))
     return {
         "twice in the main sheaf": [(top, int(w[top - 1]))],
         "in both sheaves": [(put, int(w[top]))],
         "in the barn and in a sheaf": [(put, barn(raw, c)[0][0])],
+        "in stock and in a sheaf": [(put, stock(raw, d)[0][0])],
+        "a full sheaf in stock with nothing in it": [(top_full + S_COUNT, 0)],
+        "a depth of stock that is wrong": [(top_full + S_DEPTH, 1)],
+        "a stock that goes round": [(top_full + S_NEXT, top_full)],
+        "a stock that loses its end": [(top_full + S_NEXT, 0)],
+        "a full sheaf among the empty ones": [(d + D_STOCK, int(w[d + D_STOCK]) | top_full // SHEAF_WORDS)],
         "no object begins there": [(put, int(w[put]) + 8)],
         "of no cache": [(put, 16)],
         "of another cache": [(put, int(kmalloc(w, 64, 0)))],
@@ -233,6 +249,8 @@ def damage_sheaf(what: str, raw: RawArena, c: int, d: int) -> list[tuple[int, in
 
 
 SHEAF_DAMAGE = [
+    "in stock and in a sheaf", "a full sheaf in stock with nothing in it", "a depth of stock that is wrong",
+    "a stock that goes round", "a stock that loses its end", "a full sheaf among the empty ones",
     "twice in the main sheaf", "in both sheaves", "in the barn and in a sheaf", "no object begins there", "of no cache",
     "of another cache", "the main top is behind the end", "the main top is before the beginning",
     "the spare top is behind the end", "the spare top is before the beginning", "no zero below the main sheaf",
