@@ -73,6 +73,7 @@ _held: list[Any] = []
 _default: list[Arena] = []
 _default_lock = threading.Lock()
 _closing = threading.RLock()  # the collector may close an arena while its thread closes another
+os.register_at_fork(after_in_child=_closing._at_fork_reinit)  # type: ignore[attr-defined]  # as the standard library does
 
 
 class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
@@ -111,3 +112,53 @@ def test_where_no_thread_can_be_started_there_are_none(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert threadword.new_word() == 0
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_is_collected_in_the_thread_that_is_waited_for(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer there may wait for what the waiting thread holds: Arena.close() did, for c_functions()."""
+    here, where, seen = threading.current_thread(), threadword._Keys.where, []
+
+    def look(keys: threadword._Keys, key: int) -> int:
+        if threading.current_thread() is not here:
+            seen.append(gc.isenabled())
+        return where(keys, key)
+
+    monkeypatch.setattr(threadword._Keys, "where", look)
+    monkeypatch.setattr(threadword, "_taken", [])
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        threadword.new_word()
+        after = gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert set(seen) == {False}
+    assert after == collects
+
+
+def test_a_child_of_a_fork_amid_it_can_close_its_arenas_and_make_others() -> None:
+    code = """
+import os, threading
+import realalloc as ra
+from realalloc import arena as module
+from realalloc.lease import threadword as t
+here, where, begun, end = threading.current_thread(), t._Keys.where, threading.Event(), threading.Event()
+def slow(keys, key):
+    begun.set()
+    end.wait()
+    return where(keys, key)
+arena = ra.Arena("16MiB")
+t._Keys.where = slow
+maker = threading.Thread(target=arena.c_functions, kwargs={"bound": True})
+maker.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    free = [lock.acquire(blocking=False) for lock in (module._closing, t._lock)]
+    os._exit(0 if all(free) else 1)
+end.set()
+maker.join()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert child(code) == "0\n"

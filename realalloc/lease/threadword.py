@@ -16,6 +16,8 @@ Guarantees: a distance that ``new_word`` returns is not 0 and nobody else's, and
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
 import platform
 import random
 import threading
@@ -30,6 +32,7 @@ KEY_BYTES: Final = 2 * WORD_BYTES
 
 _lock = threading.Lock()
 _taken: list[int] = []
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # as the standard library does
 
 
 def _load(at: int) -> int:
@@ -70,11 +73,16 @@ def _is_everywhere(keys: _Keys, key: int, at: int) -> bool:
         seen.append(_load(at) == 0 and keys.where(key) == at)
 
     other = threading.Thread(target=look)
+    collects = gc.isenabled()
+    gc.disable()  # there a finalizer might wait for a lock that this thread holds, which waits for that one
     try:
         other.start()
+        other.join()
     except RuntimeError:  # no more threads, or the interpreter ends
         return False
-    other.join()
+    finally:
+        if collects:
+            gc.enable()
     return seen == [True]
 
 
