@@ -68,7 +68,7 @@ from realalloc.mm.watermark import get_part_locked
 from realalloc.mm.window import area_at, granule_of
 from realalloc.mm.zeroing import zero_memory
 
-CLASS_SHEAF_SHIFT = 32  # an entry of the class table
+CLASS_SHEAF_SHIFT = 40  # an entry of the class table: caches lie behind the memmap, in 4 TiB at a word above 2**32
 CLASS_CACHE_MASK = (1 << CLASS_SHEAF_SHIFT) - 1
 
 

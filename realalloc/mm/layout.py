@@ -183,7 +183,7 @@ KMALLOC_FINE_SIZES: Final = (  # four to an octave, as jemalloc's, but for 7168:
 KMALLOC_MAX_CACHE_BYTES: Final = 8192
 # 15 words behind a power of two: the entry of n bytes has the low twelve bits of an object's 16th word, or last one. At 256 it
 # was the first, and a processor let that load, an allocation's first, wait for the caller's last store: 12 ns, not 4.4.
-KMALLOC_TABLE: Final = 271  # word KMALLOC_TABLE + (bytes + 7) // 8: C_SHEAF << 32 | word index of the class's cache
+KMALLOC_TABLE: Final = 271  # word KMALLOC_TABLE + (bytes + 7) // 8: C_SHEAF << 40 | word index of the class's cache
 KMALLOC_TABLE_WORDS: Final = KMALLOC_MAX_CACHE_BYTES // 8 + 1
 
 # -- threads and their sheaves --------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
+from realalloc.arena import MAX_BYTES
 from realalloc.mm.kmalloc import CLASS_SHEAF_SHIFT, kfree, kmalloc, ksize, validate_vmalloc, vmalloc
 from realalloc.mm.kmem_cache import calculate_order
 from realalloc.mm.layout import (
@@ -51,6 +52,7 @@ from realalloc.mm.layout import (
     GFP_DMA_BIT,
     GFP_ZERO_BIT,
     H_ALLOCATED_PAGES,
+    H_BAD_FREES,
     H_BLOCKS,
     H_CACHES,
     H_CLOSED,
@@ -133,6 +135,20 @@ def test_the_class_table_names_a_cache_for_every_word_of_size(sizes: tuple[int, 
     for step in range(LAST_SMALL // 8 + 1):
         c = class_cache(raw, class_size(max(step * 8, 1), sizes))
         assert raw.words[KMALLOC_TABLE + step] == int(raw.words[c + C_SHEAF]) << CLASS_SHEAF_SHIFT | c
+
+
+def test_the_class_table_of_the_largest_arena() -> None:
+    """Its caches lie at words above 2**32: an entry of the table has more bits for that."""
+    raw = RawArena(MAX_BYTES, 10)
+    c = class_cache(raw, 64)
+    assert c > 1 << 32
+    assert raw.words[KMALLOC_TABLE + 8] == int(raw.words[c + C_SHEAF]) << CLASS_SHEAF_SHIFT | c
+    blocks = [int(kmalloc(raw.words, 64, 0)) for _ in range(100)]
+    assert len(set(blocks)) == 100
+    assert {int(ksize(raw.words, offset)) for offset in blocks} == {64}
+    for offset in blocks:
+        assert kfree(raw.words, offset) == 0
+    assert raw.words[H_BAD_FREES] == 0
 
 
 @pytest.mark.parametrize(("size", "expected"), KERNEL_TABLE.items())
