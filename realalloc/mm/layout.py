@@ -246,6 +246,7 @@ MAX_STOCK_BYTES: Final = 1 << 16  # memory of the objects in the full sheaves of
 MAX_STOCK_SHEAVES: Final = 16
 STOCK_SHIFT: Final = 32
 STOCK_MASK: Final = (1 << 32) - 1
+MAX_STOCK_PFN: Final = (1 << 31) * SHEAF_WORDS // PAGE_WORDS  # 1 TiB; larger arenas have none: 31 bits name a sheaf
 MAX_SHEAF_BYTES: Final = 1 << 17  # memory that the objects of one sheaf may have, as they were freed
 MAX_FILL_BYTES: Final = 1 << 15  # ... and how much of it is taken from the slabs at once: fresh memory is not hoarded
 MIN_SHEAF_OBJECTS: Final = 4

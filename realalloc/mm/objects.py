@@ -162,8 +162,9 @@ def cache_free_slow(words: Words, c: int, offset: int) -> int:
     slot = enter(words)
     if slot != 0 and info & KIND_OBJECTS_BIT != 0 and (c == 0 or _is_of(words, c, info) == 1):
         record = record_inside(words, slot)
-        if info & KIND_OBJECTS_BIT:
-            find_room(words, record + place_of(info))
+        d = record + place_of(info)
+        if words[words[d + D_PUT]] != offset:  # else it is freed twice: an exchange would hide that
+            find_room(words, d)
         done = put_object(words, record, info, offset)
         leave(words, slot)
         if done == 1:

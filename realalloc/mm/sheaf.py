@@ -350,7 +350,7 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
     find_room(words, d)
     if words[d + D_PUT] != words[d + D_PUT_END]:
         return 1
-    in_stock = stock_may_grow(words, c, d, words[d + D_PUT_BASE])
+    in_stock = stock_may_grow(words, c, d)
     has_room = 1 if in_stock == 1 or barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 1 else 0
     empty = get_empty(words, c) if has_room == 1 else 0
     if empty != 0 and in_stock == 1:

@@ -25,6 +25,7 @@ from realalloc.mm.layout import (
     H_END_PFN,
     LEAN_SHIFT,
     MAX_STOCK_BYTES,
+    MAX_STOCK_PFN,
     MAX_STOCK_SHEAVES,
     PAGE_SHIFT,
     S_COUNT,
@@ -96,14 +97,15 @@ def stock_empty(words: Words, d: int, sheaf: int) -> None:
 
 
 @kernel
-def stock_may_grow(words: Words, c: int, d: int, sheaf: int) -> int:
-    """Tell whether a stock without empty sheaves may take a full one of cache ``c`` in exchange for a new one."""
+def stock_may_grow(words: Words, c: int, d: int) -> int:
+    """Tell whether a stock without empty sheaves may take a full one of cache ``c`` in exchange for a new one.
+
+    None in arenas of more than 1 TiB: later the word would have to name any sheaf that is the main or the spare one then.
+    """
     lean = LEAN_SHIFT if words[c + C_FLAGS] & CF_LEAN else 0
     depth = depth_of(words, d)
     nbytes = (depth + 1) * words[c + C_SHEAF_CAPACITY] * words[c + C_STRIDE_BYTES] << lean
-    if (
-        depth >= MAX_STOCK_SHEAVES or sheaf // SHEAF_WORDS > STOCK_MASK >> 1
-    ):  # what the word cannot name goes to the barn
+    if depth >= MAX_STOCK_SHEAVES or words[H_END_PFN] > MAX_STOCK_PFN:
         return 0
     return 1 if nbytes <= min(MAX_STOCK_BYTES, words[H_END_PFN] << PAGE_SHIFT >> SHEAF_SHARE_SHIFT) else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 from kernels import (
@@ -50,10 +51,12 @@ from realalloc.mm.layout import (
     D_PUT_END,
     EAGAIN,
     EBUSY,
+    EINVAL,
     ENOMEM,
     GFP_ZERO_BIT,
     H_BAD_FREES,
     H_CLOSED,
+    H_END_PFN,
     H_NR_RECORDS,
     H_SHEAF_CACHE,
     H_ZERO,
@@ -63,6 +66,7 @@ from realalloc.mm.layout import (
     MAX_FILL_BYTES,
     MAX_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
+    MAX_STOCK_PFN,
     MAX_STOCK_SHEAVES,
     MIN_BARN_BYTES,
     MIN_BARN_SHEAVES,
@@ -74,7 +78,9 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
     SHEAF_OWNERS,
     SHEAF_SHARE_SHIFT,
+    SHEAF_WORDS,
     SMALL_BARN_BYTES,
+    STOCK_SHIFT,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.reclaim import drain_locked, reclaim
@@ -255,6 +261,39 @@ def test_a_stock_serves_and_takes_without_the_lock() -> None:
     for offset in again:
         assert kmem_cache_free(raw.words, c, offset) == 0
     assert before == [field(raw, c, name) for name in (C_ALLOCS, C_FREES, C_NR_BARN_FULL, C_NR_BARN_EMPTY)]
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("do", [kmem_cache_free, lambda words, _c, offset: kfree(words, offset)], ids=["cache", "any"])
+def test_a_second_free_is_refused_on_top_of_a_full_sheaf_too(do: Callable[..., int], extra: int) -> None:
+    """Also where an empty main sheaf or stock is there to be exchanged for it."""
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, 16)
+    raw.words[c + C_SHEAF_CAPACITY] = capacity = 4
+    for _ in range(2):  # then the stock has empty sheaves
+        live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity * (stock_room(raw, c) + 2) + extra)]
+        for offset in live:
+            assert do(raw.words, c, offset) == 0
+            assert do(raw.words, c, offset) == EINVAL
+        raw.validate()
+    assert raw.words[H_BAD_FREES] == 0
+    assert_pristine(raw)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_there_is_a_stock_where_its_word_can_name_every_sheaf(more: int) -> None:
+    raw = RawArena(4 * SMALLEST, 4)
+    c = make_cache(raw, 16)
+    end = int(raw.words[H_END_PFN])
+    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(300)]
+    raw.words[H_END_PFN] = MAX_STOCK_PFN + more
+    for offset in live:
+        assert kmem_cache_free(raw.words, c, offset) == 0
+    raw.words[H_END_PFN] = end
+    assert (stock(raw, own(raw, c)) == []) == (more == 1)
+    last = MAX_STOCK_PFN * PAGE // 8 // SHEAF_WORDS - 1  # the last sheaf of the largest arena with stocks
+    assert 0 < last << STOCK_SHIFT | last < 1 << 63
     assert_pristine(raw)
 
 
