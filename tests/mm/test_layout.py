@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from realalloc.arena import MAX_BYTES
 from realalloc.errors import describe_broken
 from realalloc.mm import layout
 from realalloc.mm.layout import (
@@ -96,3 +97,8 @@ def test_the_reciprocal_divides_every_offset_of_a_slab_exactly() -> None:
 def test_the_link_of_a_record_lies_in_a_descriptor_that_has_no_stock() -> None:
     """Index 0 is nobody's: it has no sheaves, and the word of its stock is free."""
     assert layout.R_NEXT == layout.D_STOCK < layout.SHEAF_DESC_WORDS
+
+
+def test_the_name_of_a_request_has_bits_for_every_word_of_the_largest_arena() -> None:
+    assert 1 << layout.TICKET_SHIFT >= MAX_BYTES // layout.WORD_BYTES
+    assert layout.TICKETS << layout.TICKET_SHIFT < 1 << 63  # tickets begin with 1, and names are positive
