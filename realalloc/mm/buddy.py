@@ -36,6 +36,7 @@ from realalloc.mm.layout import (
     KIND_MASK,
     KIND_NONE,
     KIND_TAIL,
+    MAX_MAX_ORDER,
     OK,
     ORDER_MASK,
     ORDER_SHIFT,
@@ -218,10 +219,16 @@ def alloc_part_locked(words: Words, zone: int, order: int, kind: int, zero: int,
     return pfn
 
 
+@kernel
+def pages_of_order(order: int) -> int:
+    """Return the pages of a block of an order, and some number for what is none: it is refused where it is looked at."""
+    return 1 << min(max(order, 0), MAX_MAX_ORDER)
+
+
 @entry
 def alloc_block_locked(words: Words, zone: int, order: int, kind: int, zero: int) -> int:
     """Allocate a block of which all pages are going to be used."""
-    return alloc_part_locked(words, zone, order, kind, zero, 1 << order)
+    return alloc_part_locked(words, zone, order, kind, zero, pages_of_order(order))
 
 
 @kernel

@@ -19,6 +19,7 @@ from realalloc.mm.buddy import (
     insert_span_locked,
     is_free_block,
     list_remove,
+    pages_of_order,
     take_block_locked,
 )
 from realalloc.mm.commit import commit_locked
@@ -228,7 +229,7 @@ def alloc_pages(words: Words, order: int, gfp: int) -> int:
                 zero_memory(words, pfn << PAGE_SHIFT, pfn, 1 << order)
             return pfn
     lock(words)
-    pfn = fetch_retry_locked(words, zone, order, KIND_PAGES, gfp, 1 << order)
+    pfn = fetch_retry_locked(words, zone, order, KIND_PAGES, gfp, pages_of_order(order))
     unlock(words)
     return pfn
 

@@ -13,7 +13,7 @@ Invariant, per zone: 0 <= min <= low <= high; all of them 0 where no marks are s
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
-from realalloc.mm.buddy import alloc_part_locked, free_pages_total
+from realalloc.mm.buddy import alloc_part_locked, free_pages_total, pages_of_order
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     BAD_MARKS,
@@ -119,7 +119,7 @@ def get_part_locked(words: Words, zone: int, order: int, kind: int, gfp: int, as
 @kernel
 def get_block_locked(words: Words, zone: int, order: int, kind: int, gfp: int) -> int:
     """Allocate a block of which all pages are going to be used."""
-    return get_part_locked(words, zone, order, kind, gfp, 1 << order)
+    return get_part_locked(words, zone, order, kind, gfp, pages_of_order(order))
 
 
 @kernel

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
 
 import pytest
 from kernels import (
     assert_pristine,
-    barn,
     cached,
     class_cache,
     field,
@@ -21,18 +19,17 @@ from kernels import (
     records,
     spare_sheaf,
     stock,
-    stock_empties,
     stock_room,
     used,
     write,
 )
+from sheaf_twin import Twin, barn_room
 from support import JIT, MIB, PAGE, RawArena
 
 from realalloc.mm.bits import is_multiple
 from realalloc.mm.kmalloc import kfree, kmalloc
 from realalloc.mm.kmem_cache import cache_destroy, cache_drain, cache_shrink, next_live_object, validate_cache
 from realalloc.mm.layout import (
-    BARN_SHARE_SHIFT,
     C_ALLOCS,
     C_FREES,
     C_MAGIC,
@@ -51,25 +48,15 @@ from realalloc.mm.layout import (
     D_PUT_END,
     EAGAIN,
     EBUSY,
-    EINVAL,
     ENOMEM,
     GFP_ZERO_BIT,
     H_BAD_FREES,
-    H_CLOSED,
-    H_END_PFN,
     H_NR_RECORDS,
     H_SHEAF_CACHE,
     H_ZERO,
     KMALLOC_SIZES,
-    MAX_BARN_BYTES,
-    MAX_BARN_SHEAVES,
-    MAX_FILL_BYTES,
     MAX_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
-    MAX_STOCK_PFN,
-    MAX_STOCK_SHEAVES,
-    MIN_BARN_BYTES,
-    MIN_BARN_SHEAVES,
     MIN_SHEAF_OBJECTS,
     MIN_SHEAVES_PAGES,
     NULL_RECORD,
@@ -78,93 +65,12 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
     SHEAF_OWNERS,
     SHEAF_SHARE_SHIFT,
-    SHEAF_WORDS,
-    SMALL_BARN_BYTES,
-    STOCK_SHIFT,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_alloc_bulk, kmem_cache_free
 from realalloc.mm.reclaim import drain_locked, reclaim
-from realalloc.mm.sheaf import FEW_SHIFT, flush_barn_locked
+from realalloc.mm.sheaf import flush_barn_locked
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
-
-
-def barn_room(raw: RawArena, c: int) -> int:
-    """Sheaves that a barn keeps, by the bytes of their objects."""
-    most = max(MAX_BARN_BYTES, SMALL_BARN_BYTES // field(raw, c, C_STRIDE_BYTES))
-    nbytes = min(most, raw.plan.end_pfn * PAGE >> BARN_SHARE_SHIFT)
-    full = field(raw, c, C_SHEAF_CAPACITY) * field(raw, c, C_STRIDE_BYTES)
-    least = max(2, min(MIN_BARN_SHEAVES, MIN_BARN_BYTES // full))
-    return max(least, min(nbytes // full, MAX_BARN_SHEAVES))
-
-
-class Twin:
-    """What one thread's sheaves of a cache should hold, step by step: the second paragraph of sheaf.py."""
-
-    def __init__(self, raw: RawArena, c: int) -> None:
-        self.raw, self.c = raw, c
-        self.capacity = field(raw, c, C_SHEAF_CAPACITY)
-        self.room = barn_room(raw, c)
-        self.main: list[int] = []
-        self.spare: list[int] = []
-        self.barn: list[list[int]] = []
-        self.stock_room = stock_room(raw, c)
-        self.stock: list[list[int]] = []
-        self.empties = 0  # in stock
-        self.live: list[int] = []
-
-    def alloc(self) -> None:
-        offset = int(kmem_cache_alloc(self.raw.words, self.c))
-        if not self.main and len(self.spare) > self.capacity >> FEW_SHIFT:
-            self.main, self.spare = self.spare, []
-        elif not self.main and self.stock:
-            self.main = self.stock.pop(0)
-            self.empties += 1
-        elif not self.main and self.barn:
-            self.main = self.barn.pop(0)
-        elif not self.main:  # from the slabs: which objects is their business
-            self.main = [*main_sheaf(self.raw, own(self.raw, self.c)), offset]
-            most = min(self.capacity, max(MAX_FILL_BYTES // field(self.raw, self.c, C_STRIDE_BYTES), MIN_SHEAF_OBJECTS))
-            assert 1 <= len(self.main) <= ((most + 1) // 2 if self.spare else most)
-            assert not set(self.main) & set(self.live)
-        assert offset == self.main.pop()
-        self.live.append(offset)
-
-    def free(self, offset: int) -> None:
-        self.live.remove(offset)
-        assert kmem_cache_free(self.raw.words, self.c, offset) == 0
-        if len(self.spare) == self.capacity:
-            if not self.main:
-                self.main, self.spare = self.spare, []
-            elif self.empties or len(self.stock) < self.stock_room:
-                self.empties = max(self.empties - 1, 0)
-                self.stock.insert(0, self.spare)
-                self.spare = []
-            elif len(self.barn) < self.room:
-                self.barn.insert(0, self.spare)
-                self.spare = []
-            else:
-                self.spare = []
-        self.spare.append(offset)
-
-    def drain(self) -> None:
-        assert cache_drain(self.raw.words, self.c) == 0
-        self.main, self.spare, self.barn, self.stock, self.empties = [], [], [], [], 0
-
-    @property
-    def level(self) -> tuple[int, int, int]:
-        return len(self.main), len(self.spare), len(self.barn)
-
-    def check(self) -> None:
-        raw, c = self.raw, self.c
-        d = own(raw, c)
-        assert (main_sheaf(raw, d), spare_sheaf(raw, d), barn(raw, c)) == (self.main, self.spare, self.barn)
-        assert (stock(raw, d), stock_empties(raw, d)) == (self.stock, self.empties)
-        kept = [*self.main, *self.spare, *itertools.chain(*self.barn, *self.stock)]
-        assert len({*kept, *self.live}) == len(kept) + len(self.live) == used(raw, c)
-        assert cached(raw, c) == len(kept)
-        assert field(raw, c, C_NR_BARN_FULL) == len(self.barn)
-        assert 0 <= field(raw, c, C_NR_BARN_EMPTY) <= self.room
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 4])
@@ -202,98 +108,6 @@ def test_every_fill_level_of_main_spare_and_barn_and_every_step_from_it(capacity
         twin.free(twin.live[-1])
     assert cache_destroy(raw.words, c) == 0
     assert raw.words[H_BAD_FREES] == 0
-    assert_pristine(raw)
-
-
-@pytest.mark.parametrize(("capacity", "size"), [(1, 16), (2, 16), (3, 16), (4, 16), (60, 8)])
-def test_a_stock_fills_empties_and_grows_no_further_than_its_room(capacity: int, size: int) -> None:
-    """Up and down by spans of every length: full and empty sheaves of the stock in every number, and the barn behind it."""
-    raw = RawArena(4 * SMALLEST, 4)
-    c = make_cache(raw, size)
-    raw.words[c + C_SHEAF_CAPACITY] = capacity
-    twin, rng = Twin(raw, c), random.Random(capacity)
-    assert 1 <= twin.stock_room <= MAX_STOCK_SHEAVES
-    seen = set()
-    for _ in range(300 if JIT or capacity < 60 else 60):
-        span = rng.randrange(1, (twin.stock_room + 6) * capacity)
-        for _ in range(span):
-            twin.alloc()
-        for offset in rng.sample(twin.live, min(rng.randrange(2 * span), len(twin.live))):
-            twin.free(offset)
-        twin.check()
-        assert len(twin.stock) + twin.empties <= twin.stock_room
-        seen.add((len(twin.stock), twin.empties))
-        if len(twin.live) > 40 * capacity:
-            for offset in list(twin.live):
-                twin.free(offset)
-            twin.check()
-            assert validate_cache(raw.words, c) == 0
-    raw.validate()
-    for offset in list(twin.live):
-        twin.free(offset)
-    while twin.stock:
-        seen.add((len(twin.stock), twin.empties))
-        twin.alloc()
-        twin.check()
-    seen.add((0, twin.empties))
-    for full in range(twin.stock_room + 1):  # once grown it does not shrink: its sheaves are full or empty
-        assert (full, twin.stock_room - full) in seen
-    for offset in list(twin.live):
-        twin.free(offset)
-    assert cache_destroy(raw.words, c) == 0
-    assert_pristine(raw)
-
-
-def test_a_stock_serves_and_takes_without_the_lock() -> None:
-    raw = RawArena(4 * SMALLEST, 4)
-    c = make_cache(raw, 16)
-    raw.words[c + C_SHEAF_CAPACITY] = capacity = 4
-    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity * (stock_room(raw, c) + 2))]
-    for offset in live:
-        kmem_cache_free(raw.words, c, offset)
-    before = [field(raw, c, name) for name in (C_ALLOCS, C_FREES, C_NR_BARN_FULL, C_NR_BARN_EMPTY)]
-    d = own(raw, c)
-    assert len(stock(raw, d)) == stock_room(raw, c) > 1
-    raw.words[H_CLOSED] = 1  # with the lock nothing would be served
-    again = [int(kmem_cache_alloc(raw.words, c)) for _ in live]
-    raw.words[H_CLOSED] = 0
-    assert set(again) == set(live)
-    for offset in again:
-        assert kmem_cache_free(raw.words, c, offset) == 0
-    assert before == [field(raw, c, name) for name in (C_ALLOCS, C_FREES, C_NR_BARN_FULL, C_NR_BARN_EMPTY)]
-    assert_pristine(raw)
-
-
-@pytest.mark.parametrize("extra", [0, 1])
-@pytest.mark.parametrize("do", [kmem_cache_free, lambda words, _c, offset: kfree(words, offset)], ids=["cache", "any"])
-def test_a_second_free_is_refused_on_top_of_a_full_sheaf_too(do: Callable[..., int], extra: int) -> None:
-    """Also where an empty main sheaf or stock is there to be exchanged for it."""
-    raw = RawArena(4 * SMALLEST, 4)
-    c = make_cache(raw, 16)
-    raw.words[c + C_SHEAF_CAPACITY] = capacity = 4
-    for _ in range(2):  # then the stock has empty sheaves
-        live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(capacity * (stock_room(raw, c) + 2) + extra)]
-        for offset in live:
-            assert do(raw.words, c, offset) == 0
-            assert do(raw.words, c, offset) == EINVAL
-        raw.validate()
-    assert raw.words[H_BAD_FREES] == 0
-    assert_pristine(raw)
-
-
-@pytest.mark.parametrize("more", [0, 1])
-def test_there_is_a_stock_where_its_word_can_name_every_sheaf(more: int) -> None:
-    raw = RawArena(4 * SMALLEST, 4)
-    c = make_cache(raw, 16)
-    end = int(raw.words[H_END_PFN])
-    live = [int(kmem_cache_alloc(raw.words, c)) for _ in range(300)]
-    raw.words[H_END_PFN] = MAX_STOCK_PFN + more
-    for offset in live:
-        assert kmem_cache_free(raw.words, c, offset) == 0
-    raw.words[H_END_PFN] = end
-    assert (stock(raw, own(raw, c)) == []) == (more == 1)
-    last = MAX_STOCK_PFN * PAGE // 8 // SHEAF_WORDS - 1  # the last sheaf of the largest arena with stocks
-    assert 0 < last << STOCK_SHIFT | last < 1 << 63
     assert_pristine(raw)
 
 
