@@ -23,7 +23,8 @@ from realalloc.lease.blocks import OWNER_SHIFT, TAG_LINGERS, VERB_MASK, linger
 from realalloc.lease.capi import immortal, store_at
 from realalloc.lease.exporter import Jitted
 from realalloc.lease.plain import Plain
-from realalloc.lease.slots import CONTEXT_WORDS, E_LENGTH, E_TAG, X_GATE, X_LENGTH, X_OWNER, X_TAG
+from realalloc.lease.slots import CONTEXT_WORDS, X_GATE, X_LENGTH, X_OWNER, X_TAG
+from realalloc.lease.spares import E_LENGTH, E_TAG
 from realalloc.mm.jit import JIT, Words
 from realalloc.mm.layout import H_OWNER, WORD_BYTES
 

@@ -13,24 +13,21 @@ from numba import types
 
 from realalloc.lease import forks
 from realalloc.lease.blocks import give_back, linger, take, take_charged
+from realalloc.lease.bulk import cache_alloc_bulk
 from realalloc.lease.capi import bound_to, immortal
 from realalloc.lease.slots import (
-    E_BASE,
-    E_BYTES,
-    E_LENGTH,
-    E_OFFSET,
-    E_TAG,
     X_LONG_TYPE,
     X_TYPE,
     attempt_fast,
     cache_alloc,
-    cache_alloc_bulk,
     dealloc,
+    dealloc_slow,
     getbuffer,
     kmalloc_builtin,
     pool_alloc_fast,
     pool_reserved_fast,
 )
+from realalloc.lease.spares import E_BASE, E_BYTES, E_LENGTH, E_OFFSET, E_TAG
 from realalloc.mm.jit import Entry, c_function
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_slow
 from realalloc.mm.layout import WORD_BYTES
@@ -137,6 +134,7 @@ class Jitted:
             pool_request,
             pool_nap,
             pool_claim,
+            dealloc_slow,
             *forks.CALLED,
             *at_exit,
         ):

@@ -21,7 +21,8 @@ from realalloc.lease.blocks import (
 )
 from realalloc.lease.capi import decref, immortal, load_at, store_at, words_at
 from realalloc.lease.exporter import BASETYPE, PY_BF_GETBUFFER, make_type
-from realalloc.lease.slots import E_BASE, E_LENGTH, E_OFFSET, E_TAG, X_GATE, X_LENGTH, X_OWNER, X_TAG
+from realalloc.lease.slots import X_GATE, X_LENGTH, X_OWNER, X_TAG
+from realalloc.lease.spares import E_BASE, E_LENGTH, E_OFFSET, E_TAG
 from realalloc.mm.atomic import address_of
 from realalloc.mm.jit import Words
 from realalloc.mm.kmalloc import zero_words

@@ -7,10 +7,7 @@ must stay mapped. Between taking a block and owning it there is no Python byteco
 
 from __future__ import annotations
 
-import ctypes
 from typing import Final
-
-import llvmlite.binding
 
 from realalloc.lease.blocks import (
     OWNER_SHIFT,
@@ -27,22 +24,15 @@ from realalloc.lease.blocks import (
     take_charged,
 )
 from realalloc.lease.capi import (
-    address_of_symbol,
     as_ssize,
     check_signals,
     context_of,
     decref,
     error_clear,
     fill_info,
-    immortal,
     incref,
-    list_new,
-    list_set,
     load_at,
     long_of,
-    memoryview_of,
-    object_free,
-    object_new,
     restore_thread,
     save_thread,
     slow_of,
@@ -51,22 +41,26 @@ from realalloc.lease.capi import (
     words_at,
 )
 from realalloc.lease.shelf import PLACE_EXPORTER, PLACE_VIEW, new_view, put_ready, take_ready
+from realalloc.lease.spares import (
+    E_BASE,
+    E_LENGTH,
+    E_OFFSET,
+    E_TAG,
+    E_TYPE,
+    may_retire,
+    new_exporter,
+    push_spare,
+    retire,
+    view_of,
+)
 from realalloc.mm.atomic import address_of
-from realalloc.mm.jit import Words, kernel, native
-from realalloc.mm.kmalloc import kfree_slow, kmalloc_fast, zero_words
+from realalloc.mm.jit import Words, at_end, entry, kernel
+from realalloc.mm.kmalloc import kmalloc_fast, zero_words
 from realalloc.mm.layout import EBUSY, ENOMEM, GFP_ORDINARY, GFP_ZERO_BIT, H_BAD_FREES, H_CLOSED, H_OWNER, OK, P_SHELF
 from realalloc.mm.mempool import OUT_OF_RESERVE, pool_alloc, pool_alloc_reserved, pool_return
 from realalloc.mm.mempool_wait import SLICE_NS, pool_claim, pool_nap, pool_request, pool_wait_end
 from realalloc.mm.objects import cache_alloc as take_object
 from realalloc.mm.objects import free_fast
-
-# Exporter: PyObject head, then words.
-E_TYPE: Final = 8
-E_BASE: Final = 16
-E_OFFSET: Final = 24
-E_LENGTH: Final = 32
-E_TAG: Final = 40
-E_BYTES: Final = 48  # one pymalloc size class, no slack
 
 # Context of an allocating builtin: a block of words that lives as long as the builtin.
 X_GATE: Final = 0  # address of the arena's gate: a word with the arena's base, 0 once it is closed
@@ -77,11 +71,6 @@ X_TYPE: Final = 32
 X_LONG_TYPE: Final = 40
 CONTEXT_WORDS: Final = 6
 
-SPARES_FIRST: Final = 0
-SPARES_COUNT: Final = 8
-SPARES_WORDS: Final = 2
-MAX_SPARES: Final = 1000
-MAX_BULK: Final = 1 << 16
 INTERRUPTED: Final = -4  # EINTR
 
 
@@ -89,44 +78,6 @@ def getbuffer(exporter: int, view: int, flags: int) -> int:
     """bf_getbuffer: the whole block, writable bytes."""
     start = load_at(exporter + E_BASE) + load_at(exporter + E_OFFSET)
     return fill_info(view, exporter, start, load_at(exporter + E_LENGTH), 0, flags)
-
-
-# Dead exporters wait for the next lease: PyObject_New and PyObject_Free, and counting their type, took, with a call
-# less in its destructor, a sixth of a lease's life. The GIL guards the list; its links are in E_OFFSET.
-_spares = immortal((ctypes.c_int64 * SPARES_WORDS)())
-_SPARES_SYMBOL = "realalloc_spares"
-llvmlite.binding.add_symbol(_SPARES_SYMBOL, ctypes.addressof(_spares))
-
-
-@native(address_of_symbol(_SPARES_SYMBOL))
-def _spares_address() -> int:
-    return ctypes.addressof(_spares)
-
-
-@kernel
-def _retire(exporter: int) -> None:
-    spares = _spares_address()
-    if load_at(spares + SPARES_COUNT) < MAX_SPARES:
-        store_at(exporter + E_OFFSET, load_at(spares + SPARES_FIRST))
-        store_at(spares + SPARES_FIRST, exporter)
-        store_at(spares + SPARES_COUNT, load_at(spares + SPARES_COUNT) + 1)
-    else:
-        kind = load_at(exporter + E_TYPE)
-        object_free(exporter)
-        decref(kind)
-
-
-@kernel
-def _new_exporter(kind: int) -> int:
-    """Return an exporter with one reference; 0 with MemoryError set."""
-    spares = _spares_address()
-    exporter = load_at(spares + SPARES_FIRST)
-    if exporter == 0:
-        return object_new(kind)
-    store_at(spares + SPARES_FIRST, load_at(exporter + E_OFFSET))
-    store_at(spares + SPARES_COUNT, load_at(spares + SPARES_COUNT) - 1)
-    store_at(exporter, 1)
-    return exporter
 
 
 @kernel
@@ -144,52 +95,60 @@ def _return_ready(words: Words, exporter: int, p: int) -> int:
     surplus = put_ready(shelf, place, exporter, view)
     owner = drop_lease(words)
     if view == 0:
-        _retire(exporter)
+        retire(exporter)
     if surplus != 0:
         decref(surplus)
     return owner
 
 
-def dealloc(exporter: int) -> None:
-    """tp_dealloc: give the block back, then keep the exporter for the next lease."""
+@entry
+def dealloc_slow(exporter: int) -> int:
+    """Give a dead exporter's block back, whatever it is, then keep the exporter for the next lease."""
     tag = load_at(exporter + E_TAG)
     if tag == VERB_READY:  # of a shelf; the arena may be gone
-        _retire(exporter)
-        return
+        retire(exporter)
+        return OK
     words = words_at(load_at(exporter + E_BASE))
     if tag & TAG_KIND_MASK == VERB_POOL and words[(tag >> OWNER_SHIFT) + P_SHELF] != 0:
-        _let_go(_return_ready(words, exporter, tag >> OWNER_SHIFT))
-        return
-    offset = load_at(exporter + E_OFFSET)
-    if tag == VERB_KMALLOC or tag & TAG_KIND_MASK == VERB_CACHE:  # give_back, inlined for the usual cases
-        if free_fast(words, 0, offset) == 0 and kfree_slow(words, offset) != OK:
-            words[H_BAD_FREES] += 1
-        owner = drop_lease(words)
-    else:
-        owner = give_back(words, tag, offset)
-    _retire(exporter)
-    if owner != 0:
-        decref(owner)  # the last lease of a closed arena: this unmaps it
+        let_go(_return_ready(words, exporter, tag >> OWNER_SHIFT))
+        return OK
+    owner = give_back(words, tag, load_at(exporter + E_OFFSET))
+    retire(exporter)
+    let_go(owner)  # the last lease of a closed arena: this unmaps it
+    return OK
+
+
+_dealloc_slow = at_end(dealloc_slow)
+
+
+def dealloc(exporter: int) -> None:
+    """tp_dealloc: ``dealloc_slow``, but for objects that go into a sheaf, of an open arena: no call, so no stack frame."""
+    tag = load_at(exporter + E_TAG)
+    if tag == VERB_KMALLOC or tag & TAG_KIND_MASK == VERB_CACHE:
+        words = words_at(load_at(exporter + E_BASE))
+        if words[H_CLOSED] == 0 and may_retire() == 1 and free_fast(words, 0, load_at(exporter + E_OFFSET)) == 1:
+            count_lease(words, -1)
+            push_spare(exporter)
+            return
+    _dealloc_slow(exporter)
 
 
 @kernel
 def _lease(words: Words, kind: int, offset: int, length: int, tag: int) -> int:
     """Make exporter and view of a block whose lease is counted; 0 with MemoryError set and the block given back."""
-    exporter = _new_exporter(kind)
+    exporter = new_exporter(kind)
     if exporter == 0:
-        _let_go(give_back(words, tag, offset))
+        let_go(give_back(words, tag, offset))
         return 0
     store_at(exporter + E_BASE, address_of(words))
     store_at(exporter + E_OFFSET, offset)
     store_at(exporter + E_LENGTH, length)
     store_at(exporter + E_TAG, tag)
-    view = memoryview_of(exporter)
-    decref(exporter)  # the view holds it; without a view this gives the block back
-    return view
+    return view_of(exporter)
 
 
 @kernel
-def _let_go(owner: int) -> None:
+def let_go(owner: int) -> None:
     """Drop the mapping of a closed arena whose last lease this was."""
     if owner != 0:
         decref(owner)
@@ -207,41 +166,7 @@ def cache_alloc(bound: int, args: int, count: int, names: int) -> int:
             if offset > 0:
                 kind = load_at(context + X_TYPE)
                 return _lease(words, kind, offset, load_at(context + X_LENGTH), load_at(context + X_TAG))
-            _let_go(drop_lease(words))
-    return vectorcall(slow_of(bound), args, count, names)
-
-
-def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
-    """``cache.alloc_bulk``: a list of views. What cannot be had in full is given up, and the slow path starts again."""
-    if count == 1 and names == 0:
-        context = context_of(bound)
-        base = load_at(load_at(context + X_GATE))
-        number = load_at(args)
-        wanted = as_ssize(number) if load_at(number + E_TYPE) == load_at(context + X_LONG_TYPE) else 0
-        if wanted < 0:
-            error_clear()  # the slow path says what is wrong
-        if base != 0 and 0 < wanted <= MAX_BULK:
-            words = words_at(base)
-            items = list_new(wanted)
-            done = 0
-            while items != 0 and done < wanted:
-                count_lease(words, 1)
-                offset = take_object(words, load_at(context + X_OWNER), GFP_ORDINARY)
-                if offset <= 0:
-                    _let_go(drop_lease(words))
-                    break
-                view = _lease(
-                    words, load_at(context + X_TYPE), offset, load_at(context + X_LENGTH), load_at(context + X_TAG)
-                )
-                if view == 0:
-                    decref(items)
-                    items = 0
-                else:
-                    list_set(items, done, view)
-                    done += 1
-            if items == 0 or done == wanted:
-                return items
-            decref(items)
+            let_go(drop_lease(words))
     return vectorcall(slow_of(bound), args, count, names)
 
 
@@ -292,7 +217,7 @@ def _from_pool(bound: int, args: int, count: int, names: int, reserved: int) -> 
                 return view
             offset = pool_alloc_reserved(words, p) if reserved == 1 else pool_alloc(words, p, GFP_ORDINARY)
             if offset <= 0:
-                _let_go(drop_lease(words))
+                let_go(drop_lease(words))
                 offset = _await_element(words, p) if reserved == 0 else offset
             if offset > 0:
                 kind = load_at(context + X_TYPE)
@@ -326,7 +251,7 @@ def kmalloc_builtin(bound: int, args: int, count: int, names: int) -> int:
                 offset = kmalloc_fast(words, nbytes, GFP_ORDINARY)
                 if offset > 0:
                     return _lease(words, load_at(context + X_TYPE), offset, nbytes, VERB_KMALLOC)
-                _let_go(drop_lease(words))
+                let_go(drop_lease(words))
             elif nbytes < 0:
                 error_clear()  # too large for a word; the slow path says so
     return vectorcall(slow_of(bound), args, count, names)
@@ -345,7 +270,7 @@ def attempt_fast(bound: int, args: int, _count: int) -> int:
     else:
         offset = take_charged(words, as_ssize(load_at(args + 8)), as_ssize(load_at(args + 16)), gfp, b)
     if offset <= 0:
-        _let_go(drop_lease(words))
+        let_go(drop_lease(words))
         return long_of(offset)
     if gfp & GFP_ZERO_BIT and as_ssize(load_at(args + 8)) == VERB_CACHE:
         zero_words(words, offset, length)
