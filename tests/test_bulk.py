@@ -130,7 +130,7 @@ def test_finalizers_lease_between_two_views(arena: ra.Arena) -> None:
 
 
 CLOSER = """
-import gc, warnings, realalloc as ra
+import gc, sys, warnings, realalloc as ra
 warnings.simplefilter("ignore")
 class Closer:
     def __init__(self, arena):
@@ -168,7 +168,8 @@ for number in (1, 33, 100):
         view = None
         gc.collect()
         assert arena.closed
-assert (False, 1) in done and (True, 0) in done, done
+inside = (True, 0) in done  # since 3.12 the collector waits for the end of the call
+assert (False, 1) in done and (inside or sys.version_info >= (3, 12) and (True, 1) in done), done
 print("whole")
 """
 
