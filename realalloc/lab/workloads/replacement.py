@@ -6,7 +6,7 @@ Rows of several threads have a working set each: nothing is shared but the alloc
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,23 @@ def _one(p: Peer, *, places: int, slots: Any, sizes: Any, thread: int = 0) -> Tu
 
 
 def _several(p: Peer, *, scope: Scope, threads: int, places: int, slots: Any, sizes: Any) -> Turn:
-    mine = [_one(p, places=places, slots=slots, sizes=sizes, thread=k) for k in range(threads)]
+    mine: dict[int, Turn] = {}  # a heap for each thread, filled and freed by it, as glibc's benchmark does
 
-    def close() -> None:
-        for turn in mine:
-            turn.close()
+    def fill(thread: int) -> int:
+        mine[thread] = _one(p, places=places, slots=slots, sizes=sizes, thread=thread)
+        return 0
 
-    return Turn(lambda n: sum(scope.workers.run(*[functools.partial(turn.run, n) for turn in mine])), close=close)
+    def drain(thread: int) -> int:
+        if thread in mine:
+            mine[thread].close()
+        return 0
+
+    def together(job: Callable[[int], int]) -> int:
+        return sum(scope.workers.run(*[functools.partial(job, k) for k in range(threads)]))
+
+    try:
+        together(fill)
+    except BaseException:
+        together(drain)
+        raise
+    return Turn(lambda n: together(lambda thread: mine[thread].run(n)), close=lambda: together(drain))
