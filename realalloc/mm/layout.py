@@ -243,7 +243,9 @@ S_OBJECTS: Final = 4
 SHEAF_BYTES: Final = 512
 SHEAF_WORDS: Final = SHEAF_BYTES // WORD_BYTES
 MAX_SHEAF_OBJECTS: Final = SHEAF_WORDS - S_OBJECTS
-MAX_STOCK_BYTES: Final = 1 << 16  # memory of the objects in the full sheaves of a stock
+MAX_STOCK_BYTES: Final = (
+    1 << 17
+)  # memory of the objects in the full sheaves of a stock: one sheaf of the largest objects
 MAX_STOCK_SHEAVES: Final = 16
 STOCK_SHIFT: Final = 32
 STOCK_MASK: Final = (1 << 32) - 1
@@ -340,7 +342,7 @@ ORDER_SHIFT: Final = 4
 ORDER_MASK: Final = 31
 ZONE_SHIFT: Final = 9
 ZONE_MASK: Final = 3
-PAGE_LISTED: Final = 1 << 11  # slab is on the partial or the empty list
+PAGE_MARKED: Final = 1 << 11  # cached block that a walker has seen, while it walks
 PAGE_CONSTRUCTING: Final = 1 << 12  # objects are with the constructor; pending counts those not yet returned
 PAGE_FAILED: Final = 1 << 13  # the constructor raised: give the slab back when the last object returns
 CACHE_SHIFT: Final = 16

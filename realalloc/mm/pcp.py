@@ -37,7 +37,7 @@ from realalloc.mm.layout import (
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_BYTES,
-    PAGE_LISTED,
+    PAGE_MARKED,
     PAGE_SHIFT,
     PENDING_SHIFT,
     SHEAF_BLOCK_ORDERS,
@@ -298,11 +298,11 @@ def _mark(words: Words, order: int, begin: int, end: int) -> int:
     wrong = 0
     for at in range(begin, end):
         pfn = words[at] >> PAGE_SHIFT
-        if kind_of(words, pfn) != KIND_CACHED or words[info_at(pfn)] & PAGE_LISTED != 0:
+        if kind_of(words, pfn) != KIND_CACHED or words[info_at(pfn)] & PAGE_MARKED != 0:
             wrong += 1
         else:
             wrong += 1 if order_at(words, pfn) != order else 0
-            words[info_at(pfn)] |= PAGE_LISTED
+            words[info_at(pfn)] |= PAGE_MARKED
     return wrong
 
 
@@ -335,7 +335,7 @@ def _unmark_all(words: Words) -> int:
         kind = kind_of(words, pfn)
         if kind == KIND_CACHED:
             found += 1
-            words[info_at(pfn)] &= ~PAGE_LISTED
+            words[info_at(pfn)] &= ~PAGE_MARKED
         found += 1 << 32 if kind == KIND_RECORD else 0
         pfn += pages_at(words, pfn)
     return found

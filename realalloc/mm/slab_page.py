@@ -64,7 +64,6 @@ from realalloc.mm.layout import (
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_BYTES,
-    PAGE_LISTED,
     PAGE_MAP_BITS,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
@@ -118,9 +117,21 @@ def fill_map(words: Words, c: int, pfn: int, value: int) -> None:
 
 
 @kernel
+def is_listed(words: Words, c: int, pfn: int) -> int:
+    """Tell whether a slab is on its cache's partial or empty list, by its link.
+
+    Not by a bit of what its page is: every free of any thread reads that, and slabs come and go on lists all the time.
+    """
+    if words[page_at(words, pfn) + PG_LINK] != 0:
+        return 1
+    return (
+        1 if first(words, c + C_PARTIAL) == pfn or first(words, c + C_EMPTY) == pfn else 0
+    )  # the only one has no link
+
+
+@kernel
 def slab_list_add(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
     """Put a slab on its cache's partial or empty list."""
-    words[info_at(pfn)] |= PAGE_LISTED
     push_front(words, c + list_field, links_at(words), PAGE_STRUCT_WORDS, pfn)
     words[c + count_field] += 1
 
@@ -128,7 +139,6 @@ def slab_list_add(words: Words, c: int, list_field: int, count_field: int, pfn: 
 @kernel
 def slab_list_remove(words: Words, c: int, list_field: int, count_field: int, pfn: int) -> None:
     """Take a slab off its cache's partial or empty list."""
-    words[info_at(pfn)] &= ~PAGE_LISTED
     remove(words, c + list_field, links_at(words), PAGE_STRUCT_WORDS, pfn)
     words[c + count_field] -= 1
 
@@ -299,12 +309,11 @@ def free_objects(words: Words, c: int, page: int) -> int:
 def settle_locked(words: Words, c: int, pfn: int) -> int:
     """Put a slab that is not active where it belongs after a free: partial list, empty list; 1 if it is superfluous."""
     page = page_at(words, pfn)
-    info = words[info_at(pfn)]
-    if free_objects(words, c, page) != objects_of(info):
-        if info & PAGE_LISTED == 0:
+    if free_objects(words, c, page) != objects_of(words[info_at(pfn)]):
+        if is_listed(words, c, pfn) == 0:
             slab_list_add(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
         return OK
-    if info & PAGE_LISTED:
+    if is_listed(words, c, pfn) == 1:
         slab_list_remove(words, c, C_PARTIAL, C_NR_PARTIAL, pfn)
     if words[c + C_NR_EMPTY] < words[c + C_MIN_PARTIAL]:
         slab_list_add(words, c, C_EMPTY, C_NR_EMPTY, pfn)

@@ -41,7 +41,6 @@ from realalloc.mm.layout import (
     OK,
     PAGE_BYTES,
     PAGE_CONSTRUCTING,
-    PAGE_LISTED,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
     S_COUNT,
@@ -53,7 +52,7 @@ from realalloc.mm.layout import (
 from realalloc.mm.pages import info_at, kind_of, links_at, order_at, page_at, pages_at, zone_at
 from realalloc.mm.sheaf import bad_sheaves
 from realalloc.mm.slab import is_live_object, map_bit_of
-from realalloc.mm.slab_page import cache_of, free_objects, map_at, map_words_of, objects_of, pending_of
+from realalloc.mm.slab_page import cache_of, free_objects, is_listed, map_at, map_words_of, objects_of, pending_of
 from realalloc.mm.stock import bad_stock, first_full
 from realalloc.mm.threads import next_record, record_at
 
@@ -164,10 +163,8 @@ def _validate_slab(words: Words, c: int, pfn: int) -> int:
     for k in range(map_words_of(words, c)):
         if words[at + k] & ~low_mask(min(max(objects - 64 * k, 0), 64)) != 0:
             return BAD_SLAB_MAP
-    listed = info & PAGE_LISTED != 0
-    if words[c + C_ACTIVE] == pfn or free == 0:
-        return BAD_SLAB_LIST if listed else OK
-    return OK if listed else BAD_SLAB_LIST
+    wanted = 0 if words[c + C_ACTIVE] == pfn or free == 0 else 1
+    return OK if is_listed(words, c, pfn) == wanted else BAD_SLAB_LIST
 
 
 @kernel
@@ -218,7 +215,7 @@ def validate_cache_locked(words: Words, c: int) -> int:
         page = page_at(words, pfn)
         info = words[info_at(pfn)]
         slabs += 1
-        listed += 1 if info & PAGE_LISTED else 0
+        listed += is_listed(words, c, pfn)
         inuse += 0 if info & PAGE_CONSTRUCTING else objects_of(info) - free_objects(words, c, page)
         pfn = next_slab(words, c, pfn + pages_at(words, pfn))
     if status != OK:

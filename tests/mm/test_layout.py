@@ -51,7 +51,7 @@ def test_the_parts_of_a_struct_pages_first_word_do_not_overlap() -> None:
         layout.KIND_MASK,
         layout.ORDER_MASK << layout.ORDER_SHIFT,
         layout.ZONE_MASK << layout.ZONE_SHIFT,
-        layout.PAGE_LISTED,
+        layout.PAGE_MARKED,
         layout.PAGE_CONSTRUCTING,
         layout.PAGE_FAILED,
         layout.CACHE_MASK << layout.CACHE_SHIFT,

@@ -53,7 +53,6 @@ from realalloc.mm.layout import (
     MIN_SHEAVES_PAGES,
     OBJECTS_SHIFT,
     PAGE_CONSTRUCTING,
-    PAGE_LISTED,
     PG_LINK,
     PG_MAP0,
     S_COUNT,
@@ -137,6 +136,30 @@ def break_link(raw: RawArena, _c: int, heads: list[int]) -> None:
     raw.words[page_index(raw, heads[2]) + PG_LINK] |= heads[0]
 
 
+def link_to_partial(which: int):
+    def damage(raw: RawArena, _c: int, heads: list[int]) -> None:
+        raw.words[page_index(raw, heads[which]) + PG_LINK] = heads[2]
+
+    return damage
+
+
+def list_also(which: int):
+    """Put a slab in front of the partial one, in sound links and counts."""
+
+    def damage(raw: RawArena, c: int, heads: list[int]) -> None:
+        raw.words[page_index(raw, heads[which]) + PG_LINK] = heads[2] << 32
+        raw.words[page_index(raw, heads[2]) + PG_LINK] = heads[which]
+        raw.words[c + C_PARTIAL] = heads[which] << 32 | heads[2]
+        raw.words[c + C_NR_PARTIAL] += 1
+
+    return damage
+
+
+def unlist_partial(raw: RawArena, c: int, _heads: list[int]) -> None:
+    raw.words[c + C_PARTIAL] = 0
+    raw.words[c + C_NR_PARTIAL] = 0
+
+
 def swap_lists(raw: RawArena, c: int, _heads: list[int]) -> None:
     raw.words[c + C_PARTIAL], raw.words[c + C_EMPTY] = int(raw.words[c + C_EMPTY]), int(raw.words[c + C_PARTIAL])
 
@@ -156,9 +179,11 @@ DAMAGE = {
     "a back link": (BAD_SLAB_LIST, break_link),
     "partial and empty mixed up": (BAD_SLAB_LIST, swap_lists),
     "a stranger on the list": (BAD_SLAB_LIST, list_stranger),
-    "a full slab that says it is listed": (BAD_SLAB_LIST, flip_info(0, PAGE_LISTED)),
-    "a partial slab that says it is not listed": (BAD_SLAB_LIST, flip_info(2, PAGE_LISTED)),
-    "an active slab that says it is listed": (BAD_SLAB_LIST, flip_info(3, PAGE_LISTED)),
+    "a full slab that is linked": (BAD_SLAB_LIST, link_to_partial(0)),
+    "an active slab that is linked": (BAD_SLAB_LIST, link_to_partial(3)),
+    "a full slab on the list": (BAD_SLAB_LIST, list_also(0)),
+    "an active slab on the list": (BAD_SLAB_LIST, list_also(3)),
+    "a partial slab on no list": (BAD_SLAB_LIST, unlist_partial),
     "a bit behind the last object": (BAD_SLAB_MAP, map_beyond),
     "a constructing slab with free objects": (BAD_SLAB_MAP, flip_info(2, PAGE_CONSTRUCTING)),
     "allocs": (BAD_CACHE_SUM, bump(C_ALLOCS)),
