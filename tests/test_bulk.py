@@ -178,6 +178,36 @@ def test_an_arena_that_a_finalizer_closes_stays_mapped_for_the_views_of_a_bulk()
     quiet_child(CLOSER, expect="whole")
 
 
+LOOKER = """
+import gc, realalloc as ra
+arena = ra.Arena("4MiB")
+cache = arena.kmem_cache("c", 48)
+cache.alloc_bulk(80)
+lengths = []
+class Looker:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        for thing in gc.get_objects():
+            if type(thing) is list and thing is not lengths:
+                lengths.append(sum(1 for _ in thing))
+gc.collect()
+gc.freeze()
+gc.set_threshold(1, 1, 1)
+for _ in range(100):
+    Looker()
+    views = cache.alloc_bulk(70)
+    assert gc.is_tracked(views)
+gc.collect()
+assert lengths
+print("whole")
+"""
+
+
+def test_nobody_sees_a_list_that_is_not_full() -> None:
+    quiet_child(LOOKER, expect="whole")
+
+
 @jitted
 def test_a_bulk_without_memory_for_a_view_leaves_nothing() -> None:
     pytest.importorskip("_testcapi")

@@ -4,7 +4,8 @@ A batch is at most BATCH objects of one sheaf. Each goes straight into an export
 off it together, still linked: nothing of Python runs until each block of the batch has an owner. Then each gets its view,
 and the collector may run, and with it anything.
 
-Guarantees: all views or none. What has no view yet when an error comes is given back by its exporter's destructor.
+Guarantees: all views or none; nobody sees the list before it is full. What has no view yet when an error comes is given back
+by its exporter's destructor.
 Invariant: exporters of a batch that have no view yet have one reference, and are linked by E_LENGTH.
 """
 
@@ -18,6 +19,8 @@ from realalloc.lease.capi import (
     context_of,
     decref,
     error_clear,
+    gc_track,
+    gc_untrack,
     list_new,
     list_set,
     load_at,
@@ -136,9 +139,11 @@ def cache_alloc_bulk(bound: int, args: int, count: int, names: int) -> int:
             items = list_new(wanted)  # which may run the collector: only then is it known whether the arena is open
             if items == 0:
                 return 0
+            gc_untrack(items)  # a finalizer finds it among gc.get_objects(), and NULL in it
             base = load_at(load_at(context + X_GATE))
             done = _fill(words_at(base), context, items, wanted) if base != 0 else 0
             if done == wanted:
+                gc_track(items)
                 return items
             decref(items)
             if done < 0:

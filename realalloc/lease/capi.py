@@ -137,6 +137,18 @@ def list_set(items: int, index: int, value: int) -> int:
     raise NotImplementedError
 
 
+@native(c_function("PyObject_GC_UnTrack", _VOID, [_I64]))
+def gc_untrack(thing: int) -> int:
+    """Hide an object from the collector, and from who asks it for all objects."""
+    raise NotImplementedError
+
+
+@native(c_function("PyObject_GC_Track", _VOID, [_I64]))
+def gc_track(thing: int) -> int:
+    """Show it to them again."""
+    raise NotImplementedError
+
+
 @native(c_function("PyLong_AsSsize_t", _I64, [_I64]))
 def as_ssize(number: int) -> int:
     """Read an int; -1 with an error set if it does not fit."""
