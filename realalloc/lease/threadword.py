@@ -7,7 +7,8 @@ and each key is tried out before it is used, in two threads. Where anything is o
 are told apart by hashes as everywhere else.
 
 A key is taken only if it was never anybody else's, since values of a key that was deleted stay where they are. glibc sets the
-values to 0 when a thread ends, for the next one that gets its stack. A word is never given back: functions that know where
+values to 0 when a thread ends, for the next one that gets its stack, and in the child of a fork those of the threads that are
+not there; but not of one that was ending (thread_exit.py does). A word is never given back: functions that know where
 it is may live as long as the process.
 
 Guarantees: a distance that ``new_word`` returns is not 0 and nobody else's, and all threads' words there are 0.

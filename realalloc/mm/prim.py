@@ -34,6 +34,7 @@ from realalloc.mm.emit import (
 )
 from realalloc.mm.jit import native
 
+EFAULT = errno.EFAULT
 MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15

@@ -8,7 +8,9 @@ from __future__ import annotations
 from realalloc.mm.atomic import (
     atomic_store,
     lock,
+    set_thread_word,
     thread_identity,
+    thread_word,
     unlock,
     unlock_in_child,
 )
@@ -17,6 +19,8 @@ from realalloc.mm.layout import (
     H_IDLE_RECORDS,
     H_NR_SLOTS,
     H_SHEAVES,
+    KEPT_AT,
+    NOBODY,
     NULL_RECORD,
     OK,
     R_NEXT,
@@ -28,6 +32,7 @@ from realalloc.mm.layout import (
     THREAD_WORDS,
     THREADS,
 )
+from realalloc.mm.prim import EFAULT, futex_sleep
 from realalloc.mm.threads import forget_slot, let_in_locked, lock_out_locked, measure_distances, own_slot
 
 
@@ -80,6 +85,20 @@ def thaw_in_child(words: Words) -> int:
     return OK
 
 
+@kernel
+def _forget_slot_of(words: Words, key: int, slot: int) -> None:
+    """Have a thread that a fork has not copied keep no slot: one that gets its stack would begin with it.
+
+    The C library clears the stacks that it finds in the child, but not that of a thread that was ending just then. Whose end
+    was never heard of may have no stack any more: the system looks whether there is one.
+    """
+    at = words[KEPT_AT]
+    if at != 0 and futex_sleep(key + at, 0, 0) != -EFAULT:
+        there = at + key - thread_identity()
+        if thread_word(there) == slot - NOBODY:
+            set_thread_word(there, 0)
+
+
 @entry
 def forget_other_threads(words: Words) -> int:
     """Vacate all other slots: in the child of a fork their threads do not exist."""
@@ -87,6 +106,7 @@ def forget_other_threads(words: Words) -> int:
     mine = own_slot(words, thread_identity())
     for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
         if words[slot + T_KEY] != 0 and slot != mine:
+            _forget_slot_of(words, words[slot + T_KEY], slot)
             _vacate(words, slot)
     measure_distances(words)
     unlock(words)
