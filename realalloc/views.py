@@ -1,6 +1,7 @@
 """Looking at an arena: its words as the records of :mod:`realalloc.records`.
 
-Reads words without the lock: each number is right, numbers of one snapshot may be a few operations apart.
+Reads words without the lock: each number is right, numbers of one snapshot may be a few operations apart. Who is the only one
+at work reads what is in use exactly, whatever kswapd does meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from realalloc.records import CacheStats, PoolStats, Residency, Stats
 from realalloc.sizes import as_int
 from realalloc.zones import (
     PAGE,
+    SETTLE_TRIES,
     ZONE_NAMES,
     dirty_pages,
     free_blocks,
@@ -78,9 +80,20 @@ def cached_objects_of(words: Words, c: int) -> int:
     return int(cached_objects(words, index)) if index else 0
 
 
+def _counts(words: Words, c: int) -> tuple[list[int], int]:
+    """Read a cache's descriptor, and count its objects in sheaves, of one moment: kswapd may drain these in between."""
+    field, kept = [0] * at.C_NAME, 0
+    for _ in range(SETTLE_TRIES):
+        field = [int(value) for value in words[c : c + at.C_NAME]]
+        kept = cached_objects_of(words, c)
+        if field[at.C_ALLOCS] == words[c + at.C_ALLOCS] and field[at.C_FREES] == words[c + at.C_FREES]:
+            break
+    return field, kept
+
+
 def cache_stats(words: Words, c: int) -> CacheStats:
     """Read one cache's descriptor."""
-    field = [int(value) for value in words[c : c + at.C_NAME]]
+    field, kept = _counts(words, c)
     per_slab = field[at.C_OBJECTS]
     return CacheStats(
         name=cache_name(words, c),
@@ -89,7 +102,7 @@ def cache_stats(words: Words, c: int) -> CacheStats:
         align_bytes=field[at.C_ALIGN_BYTES],
         order=field[at.C_ORDER],
         objects_per_slab=per_slab,
-        active_objects=field[at.C_ALLOCS] - field[at.C_FREES] - cached_objects_of(words, c),
+        active_objects=field[at.C_ALLOCS] - field[at.C_FREES] - kept,
         total_objects=field[at.C_NR_SLABS] * per_slab,
         slabs=field[at.C_NR_SLABS],
         partial_slabs=field[at.C_NR_PARTIAL],

@@ -17,6 +17,7 @@ from realalloc.sizes import format_bytes
 
 ZONE_NAMES = ("Normal", "DMA")
 PAGE = at.PAGE_BYTES
+SETTLE_TRIES = 8  # to read a count and what is taken off it with no change between
 
 
 def zone_words(words: Words, zone: int) -> list[int]:
@@ -134,8 +135,14 @@ def kept_blocks(words: Words) -> list[int]:
 
 
 def live_blocks(words: Words) -> int:
-    """Count page blocks that users have: not those that threads keep."""
-    return int(words[at.H_BLOCKS]) - sum(kept_blocks(words))
+    """Count page blocks that users have: not those that threads keep. Both are of one moment, though kswapd may drain."""
+    count = 0
+    for _ in range(SETTLE_TRIES):
+        blocks = int(words[at.H_BLOCKS])
+        count = blocks - sum(kept_blocks(words))
+        if blocks == words[at.H_BLOCKS]:
+            break
+    return count
 
 
 def shortage(words: Words, gfp: int, nbytes: int = 0, *, mapped: bool = False) -> str:

@@ -8,6 +8,9 @@ import pytest
 from support import MIB
 
 import realalloc as ra
+from realalloc import views, zones
+from realalloc.mm.reclaim import reclaim
+from realalloc.mm.sheaf import cached_objects
 
 
 def test_stats_add_up(busy: ra.Arena) -> None:
@@ -34,3 +37,27 @@ def test_peaks_remember() -> None:
             pass
         s = arena.stats()
         assert s.allocated == 0 and s.peak_allocated == 128 << 10 and s.peak_committed >= 128 << 10
+
+
+def test_what_is_in_use_is_told_exactly_though_kswapd_drains_sheaves_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ra.Arena("16MiB") as arena:
+        cache = arena.kmem_cache("c", 48)
+        drains: list[int] = []
+
+        def count_amid_a_drain(words: object, index: int) -> int:
+            if drains:
+                reclaim(words)
+                drains.pop()
+            return int(cached_objects(words, index))
+
+        for module in (views, zones):
+            monkeypatch.setattr(module, "cached_objects", count_amid_a_drain)
+        held = [*cache.alloc_bulk(5), arena.kmalloc(100_000)]
+        for counts in ("objects", "blocks"):
+            freed = [*cache.alloc_bulk(200), *[arena.kmalloc(50_000) for _ in range(3)]]
+            freed.clear()
+            assert arena.stats().cached > 0
+            drains.append(1)
+            found = cache.stats().active_objects if counts == "objects" else zones.live_blocks(arena.words)
+            assert (found, drains) == (5 if counts == "objects" else 1, [])
+        held.clear()
