@@ -66,6 +66,12 @@ def agrees(raw: RawArena) -> None:
     assert out[RES_PAGES] + out[RES_WINDOW] <= out[RES_COMMITTED] == raw.words[H_COMMITTED_PAGES]
 
 
+def advise(raw: RawArena, huge: int) -> None:
+    """Advise the system as for an arena: where khugepaged finds metadata and pages in one unit it makes all of it resident."""
+    raw.memory.advise_huge(0, raw.plan.window_start_bytes, wanted=huge == HUGE_ALWAYS)
+    raw.memory.advise_huge(0, raw.plan.meta_pages * PAGE, wanted=False)
+
+
 def resident(raw: RawArena, offset: int, nbytes: int) -> int:
     return int(raw.memory.resident_pages(offset, nbytes))
 
@@ -212,7 +218,7 @@ def test_what_the_system_does_not_take_is_written_over(unit: int, small: bool) -
 @MODES
 def test_an_area_that_is_handed_out_again_holds_nothing_in_its_huge_units(huge: int) -> None:
     raw = make(128 * MIB, huge=huge)
-    raw.memory.advise_huge(0, raw.plan.window_start_bytes, wanted=huge == HUGE_ALWAYS)
+    advise(raw, huge)
     nbytes = 9 * MIB + 5 * PAGE
     offset = int(kmalloc(raw.words, nbytes, 0))
     neighbour = int(kmalloc(raw.words, nbytes, 0))
@@ -257,8 +263,7 @@ def test_an_area_whose_units_lie_askew_is_written_over() -> None:
 def test_a_random_life_of_zeroes(huge: int, limit: int) -> None:
     rng = random.Random(huge)
     raw = make(40 * MIB, limit=limit or None, huge=huge)
-    raw.memory.advise_huge(0, raw.plan.window_start_bytes, wanted=huge == HUGE_ALWAYS)
-    raw.memory.advise_huge(0, raw.plan.meta_pages * PAGE, wanted=False)
+    advise(raw, huge)
     live: dict[int, tuple[int, int]] = {}
     for step in range(1200 if JIT else 120):
         if step % 50 == 0:
