@@ -58,6 +58,7 @@ from realalloc.progress import compile_progress
 from realalloc.reservation import reserve_range
 from realalloc.shrinker import DEFAULT_SEEKS, SHRINK_BATCH, Shrinker, Shrinkers
 from realalloc.sizes import as_bytes, as_decay_ns, as_int, format_bytes
+from realalloc.soundness import check
 from realalloc.supported import refuse_unsupported
 from realalloc.tables import TableMethods
 from realalloc.watermark import as_min_free, marks_of
@@ -327,9 +328,10 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
     def validate(self) -> None:
         """Walk everything; CorruptionError names the broken invariant."""
         words = self.words
-        if words[layout.H_MAGIC] != layout.MAGIC or words[layout.H_BAD_FREES] != 0:
+        if words[layout.H_BAD_FREES] != 0:
             raise CorruptionError(describe_broken(layout.BAD_HEADER))
-        walks = (
+        check(
+            words,
             validate_buddy,
             validate_caches,
             validate_kept_blocks,
@@ -338,10 +340,6 @@ class Arena(BlockMethods, ArrayMethods, FootprintMethods, TableMethods):
             validate_budgets,
             validate_marks,
         )
-        for walk in walks:
-            status = int(walk(words))
-            if status != layout.OK:
-                raise CorruptionError(describe_broken(status))
 
 
 def _before_fork() -> None:

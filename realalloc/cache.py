@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from realalloc import views
 from realalloc.budget import check_budget
-from realalloc.errors import CorruptionError, OutOfMemory, describe_broken
+from realalloc.errors import OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_DMA, GFP_HIGH, GFP_KERNEL, GFP_NOFAIL, GFP_ZERO
 from realalloc.lease import free_handles, live_exporter, make_context, release_handle, shut, tag_of
 from realalloc.lease.blocks import VERB_CACHE, VERB_CONSTRUCT
@@ -32,6 +32,7 @@ from realalloc.mm.reclaim import reclaim
 from realalloc.records import CacheStats
 from realalloc.shrinker import insist
 from realalloc.sizes import as_alignment, as_gfp, as_int
+from realalloc.soundness import check
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
@@ -257,9 +258,8 @@ class KmemCache:
 
     def validate(self) -> None:
         """Walk every slab; CorruptionError names the broken invariant."""
-        status = int(validate_cache(self._words(), self.at))
-        if status != layout.OK:
-            raise CorruptionError(describe_broken(status))
+        at = self.at
+        check(self._words(), lambda words: validate_cache(words, at))
 
     def stats(self) -> CacheStats:
         """Return counts of objects and slabs."""

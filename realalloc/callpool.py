@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
+from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory
 from realalloc.mm import layout
 from realalloc.mm.mempool import pool_alloc_reserved
 from realalloc.mm.mempool_calls import MAX_ELEMENT, calls_alloc, calls_fill, calls_free, calls_serve
@@ -21,6 +21,7 @@ from realalloc.mm.mempool_wait import pool_claim
 from realalloc.mm.prim import call_free_fn
 from realalloc.numberpool import NumberPool
 from realalloc.sizes import as_int
+from realalloc.soundness import check
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
@@ -123,9 +124,8 @@ class CallPool(NumberPool[int]):
 
     def validate(self) -> None:
         """Check the invariants of pool and queue; CorruptionError names what is broken."""
-        status = int(validate_pool(self._words(), self.at))
-        if status != layout.OK:
-            raise CorruptionError(describe_broken(status))
+        at = self.at
+        check(self._words(), lambda words: validate_pool(words, at))
 
 
 def _check(name: str, function: Any, wanted: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from realalloc.budget import Budget
 from realalloc.cache import CONSTRUCT_TRIES
 from realalloc.elements import Holder, Struct, Tracker
-from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
+from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory
 from realalloc.gfp import GFP_DMA, GFP_KERNEL, GFP_NORETRY
 from realalloc.lease import (
     abandon_handle,
@@ -36,6 +36,7 @@ from realalloc.mm.jit import JIT
 from realalloc.mm.mempool_life import pool_create, pool_destroy, pool_fill, pool_refill, pool_resize, validate_pool
 from realalloc.mm.mempool_wait import pool_serve
 from realalloc.sizes import as_int
+from realalloc.soundness import check
 from realalloc.waiting import WaitingPool
 from realalloc.wakers import Waker
 
@@ -326,9 +327,8 @@ class MemPool(WaitingPool[Any]):
 
     def validate(self) -> None:
         """Check guarantee, reserve, queue and poison; CorruptionError names what is broken."""
-        status = int(validate_pool(self._words(), self.at))
-        if status != layout.OK:
-            raise CorruptionError(describe_broken(status))
+        at = self.at
+        check(self._words(), lambda words: validate_pool(words, at))
 
     def destroy(self, force: bool = False) -> None:
         """Give the reserve back; BufferError, with nothing changed, while elements are out or somebody waits.

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from realalloc.elements import Holder, caller, summary
-from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory, describe_broken
+from realalloc.errors import CorruptionError, InvalidFree, OutOfMemory
 from realalloc.gfp import GFP_DIRECT_RECLAIM, GFP_KERNEL
 from realalloc.mm import layout
 from realalloc.mm.jit import unbroken
 from realalloc.mm.mempool_face import pool_admit, pool_injects, pool_object, pool_put, pool_take
 from realalloc.mm.mempool_life import validate_pool
 from realalloc.numberpool import NumberPool
+from realalloc.soundness import check
 
 if TYPE_CHECKING:
     from realalloc.arena import Arena
@@ -312,8 +313,7 @@ class ObjectPool(NumberPool[Any]):
 
     def validate(self) -> None:
         """Check the invariants of pool, queue and this file; CorruptionError names what is broken."""
-        status = int(validate_pool(self._words(), self.at))
-        if status != layout.OK:
-            raise CorruptionError(describe_broken(status))
+        at = self.at
+        check(self._words(), lambda words: validate_pool(words, at))
         if len(self._objects) < len(self._out):
             raise CorruptionError("mempool: an object that is out is not an element")

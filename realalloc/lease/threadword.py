@@ -102,6 +102,11 @@ def _try_keys(keys: _Keys, spare: list[int]) -> int:
     return 0
 
 
+def is_taken(at: int) -> bool:
+    """Tell whether ``new_word`` has returned this distance."""
+    return at in _taken
+
+
 def new_word() -> int:
     """Return the distance in bytes, from each thread's thread pointer, of a word that nobody has; 0 if there is none."""
     if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":

@@ -22,16 +22,19 @@ from realalloc.mm.layout import (
     LEAN_SHIFT,
     MAX_BARN_BYTES,
     MAX_BARN_SHEAVES,
+    MAX_SHEAF_OBJECTS,
     MIN_BARN_BYTES,
     MIN_BARN_SHEAVES,
     PAGE_SHIFT,
     S_BOTTOM,
     S_COUNT,
     S_NEXT,
+    SHEAF_WORDS,
     SMALL_BARN_BYTES,
     WORD_BYTES,
 )
-from realalloc.mm.slab import cache_alloc_locked, cache_free_locked
+from realalloc.mm.pages import reaches
+from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
 
 
 @kernel
@@ -49,6 +52,14 @@ def new_sheaf_locked(words: Words) -> int:
 def free_sheaf_locked(words: Words, sheaf: int) -> None:
     """Free an empty sheaf."""
     cache_free_locked(words, words[H_SHEAF_CACHE], sheaf * WORD_BYTES)
+
+
+@kernel
+def is_sheaf(words: Words, sheaf: int) -> int:
+    """Tell whether an index is that of a sheaf in use, with a count that it can have: a walker asks before it looks inside."""
+    if reaches(words, sheaf, SHEAF_WORDS) == 0 or is_live_object(words, words[H_SHEAF_CACHE], sheaf * WORD_BYTES) == 0:
+        return 0
+    return 1 if 0 <= words[sheaf + S_COUNT] <= MAX_SHEAF_OBJECTS else 0
 
 
 @kernel

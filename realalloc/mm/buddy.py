@@ -316,7 +316,7 @@ def _validate_blocks(words: Words, zone: int) -> int:
         pages = pages_at(words, pfn)
         if kind == KIND_NONE or kind == KIND_TAIL or zone_of(words, pfn) != zone or pages <= 0:
             return BAD_PAGE_STATE
-        for inner in range(pfn + 1, pfn + pages):
+        for inner in range(pfn + 1, min(pfn + pages, words[z + Z_FRONTIER_PFN])):
             inner_kind = words[info_at(inner)] & KIND_MASK
             if inner_kind != KIND_NONE and inner_kind != KIND_TAIL:
                 return BAD_PAGE_STATE

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.charge import end_budget_locked, find_refuser
+from realalloc.mm.descriptors import bad_chain
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import kmalloc_retry_locked
 from realalloc.mm.layout import (
@@ -252,8 +253,8 @@ def _is_whole(words: Words, b: int) -> int:
 def validate_budgets(words: Words) -> int:
     """Check every budget; OK or the broken invariant."""
     lock(words)
-    status = OK
     b = words[H_BUDGETS]
+    status = BAD_BUDGET if bad_chain(words, b, B_NEXT, BUDGET_WORDS) == 1 else OK
     while b != 0 and status == OK:
         if _is_whole(words, b) == 0:
             status = BAD_BUDGET

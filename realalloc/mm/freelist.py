@@ -67,13 +67,15 @@ def remove(words: Words, head: int, base: int, stride: int, node: int) -> None:
 
 
 @kernel
-def count_list(words: Words, head: int, base: int, stride: int, limit: int) -> int:
-    """Walk the list both ways' links; return its length, or -1 if a link is wrong or it exceeds ``limit``."""
+def count_list(words: Words, head: int, base: int, stride: int, end: int, limit: int) -> int:
+    """Walk the list both ways' links; return its length, or -1 if a link is wrong, leads to no node below ``end``, or it
+    exceeds ``limit``. It ends whatever the links say: one that goes back disagrees with the link of where it leads.
+    """
     node = words[head] >> 32
     before = 0
     count = 0
     while node != 0:
-        if count >= limit or words[base + node * stride] & LIST_PREV_MASK != before:
+        if count >= limit or not 0 < node < end or words[base + node * stride] & LIST_PREV_MASK != before:
             return -1
         before = node
         node = words[base + node * stride] >> 32

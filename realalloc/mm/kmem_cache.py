@@ -87,6 +87,7 @@ from realalloc.mm.slab_page import (
     deactivate,
     fill_map,
     free_objects,
+    is_cache,
     map_at,
     new_slab_locked,
     objects_of,
@@ -367,8 +368,10 @@ def validate_caches(words: Words) -> int:
     for zone in range(words[H_NR_ZONES]):
         pfn = words[zone_at(zone) + Z_START_PFN]
         while pfn < words[zone_at(zone) + Z_FRONTIER_PFN]:
-            if kind_of(words, pfn) == KIND_SLAB and words[cache_of(words, pfn) + C_STATE] != CACHE_LIVE:
-                status = BAD_CACHE_SUM
+            if kind_of(words, pfn) == KIND_SLAB:
+                c = cache_of(words, pfn)
+                if is_cache(words, c) == 0 or words[c + C_STATE] != CACHE_LIVE:
+                    status = BAD_CACHE_SUM
             pfn += pages_at(words, pfn)
     let_in_locked(words)
     unlock(words)

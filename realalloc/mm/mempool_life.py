@@ -6,6 +6,7 @@ The rules that these keep, guarantee and invariant, are those of :mod:`realalloc
 from __future__ import annotations
 
 from realalloc.mm.atomic import lock, unlock
+from realalloc.mm.descriptors import bad_chain, holds, is_descriptor
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import kfree_locked, kmalloc_retry_locked
 from realalloc.mm.layout import (
@@ -16,6 +17,7 @@ from realalloc.mm.layout import (
     ENOMEM,
     GFP_ORDINARY,
     H_CLOSED,
+    H_END_PFN,
     H_POOLS,
     N_NEED,
     N_NEXT,
@@ -44,6 +46,7 @@ from realalloc.mm.layout import (
     P_WAITERS,
     P_WIPE,
     P_ZONE,
+    PAGE_WORDS,
     POOL_DETACHED,
     POOL_WORDS,
     SURPLUS,
@@ -222,6 +225,12 @@ def pool_destroy(words: Words, p: int, force: int, out: Words) -> int:
     return OK
 
 
+@kernel
+def _is_poison(words: Words, p: int, offset: int) -> int:
+    """Tell whether an element is all poison, where it is memory of the arena at all."""
+    return is_poisoned(words, p, offset) if holds(words, offset, words[p + P_ELEMENT_BYTES]) == 1 else 0
+
+
 @entry
 def _validate_pool_locked(words: Words, p: int) -> int:
     curr = words[p + P_CURR_NR]
@@ -233,11 +242,16 @@ def _validate_pool_locked(words: Words, p: int) -> int:
         return BAD_POOL
     if words[p + P_ORDER] == ORDER_RESERVE_ONLY and missing > 0 and curr + pool_out(words, p) + missing > capacity:
         return BAD_POOL
+    if (
+        capacity > words[H_END_PFN] * PAGE_WORDS
+        or holds(words, words[p + P_ELEMENTS_BYTES], capacity * WORD_BYTES) == 0
+    ):
+        return BAD_POOL
     for k in range(curr):
         offset = words[elements_at(words, p) + k]
         if is_element(words, p, offset) == 0 or (k > 0 and words[elements_at(words, p) + k - 1] == offset):
             return BAD_POOL_ELEMENT
-        if words[p + P_WIPE] & WIPE_POISON_ON_FREE and is_poisoned(words, p, offset) == 0:
+        if words[p + P_WIPE] & WIPE_POISON_ON_FREE and _is_poison(words, p, offset) == 0:
             return BAD_POOL_POISON
     if words[p + P_DAMAGED] != 0:
         return BAD_POOL_POISON
@@ -248,7 +262,7 @@ def _validate_pool_locked(words: Words, p: int) -> int:
 def validate_pool(words: Words, p: int) -> int:
     """Check the guarantee and the invariant at the head of this file for one pool; OK or the broken one."""
     lock(words)
-    status = _validate_pool_locked(words, p)
+    status = _validate_pool_locked(words, p) if is_descriptor(words, p, POOL_WORDS) == 1 else BAD_POOL
     unlock(words)
     return status
 
@@ -257,8 +271,8 @@ def validate_pool(words: Words, p: int) -> int:
 def validate_pools(words: Words) -> int:
     """Check every pool; OK or the broken invariant."""
     lock(words)
-    status = OK
     p = words[H_POOLS]
+    status = BAD_POOL if bad_chain(words, p, P_NEXT, POOL_WORDS) == 1 else OK
     while p != 0 and status == OK:
         status = _validate_pool_locked(words, p)
         p = words[p + P_NEXT]

@@ -21,6 +21,7 @@ from realalloc.mm.layout import (
     BAD_FREE_COUNT,
     BAD_FREE_LIST,
     BAD_PAGE_BLOCK,
+    H_END_PFN,
     H_MAX_ORDER,
     H_META_PAGES,
     H_MOBILITY,
@@ -227,7 +228,7 @@ def _validate_list(words: Words, zone: int, order: int, unmovable: int) -> int:
     head = head_for(words, zone, order, unmovable)
     count = count_listed(words, zone, order, unmovable)
     z = zone_at(zone)
-    if count_list(words, head, links_at(words), PAGE_STRUCT_WORDS, count) != count:
+    if count_list(words, head, links_at(words), PAGE_STRUCT_WORDS, words[H_END_PFN], count) != count:
         return BAD_FREE_LIST
     pfn = first(words, head)
     while pfn != 0:

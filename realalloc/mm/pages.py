@@ -23,6 +23,7 @@ from realalloc.mm.layout import (
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_STRUCT_WORDS,
+    PAGE_WORDS,
     PG_LINK,
     PG_MAP0,
     ZONE_MASK,
@@ -64,6 +65,12 @@ def links_at(words: Words) -> int:
 
 
 @kernel
+def reaches(words: Words, at: int, count: int) -> int:
+    """Tell whether the ``count`` words from ``at`` on are words of the arena: what a walker asks of an index it has read."""
+    return 1 if 0 < at <= words[H_END_PFN] * PAGE_WORDS - count else 0
+
+
+@kernel
 def zone_of(words: Words, pfn: int) -> int:
     """Return the zone that a page belongs to."""
     return words[info_at(pfn)] >> ZONE_SHIFT & ZONE_MASK
@@ -87,8 +94,8 @@ def order_at(words: Words, pfn: int) -> int:
 def pages_at(words: Words, pfn: int) -> int:
     """Return the length in pages of the block or run that begins at ``pfn``, 1 inside one."""
     kind = words[info_at(pfn)] & KIND_MASK
-    if kind == KIND_RUN:
-        return words[page_at(words, pfn) + PG_MAP0]
+    if kind == KIND_RUN:  # a walker comes on, and not farther than the end, whatever it says
+        return min(max(words[page_at(words, pfn) + PG_MAP0], 1), words[H_END_PFN])
     if kind == KIND_TAIL:
         return 1
     return 1 << (words[info_at(pfn)] >> ORDER_SHIFT & ORDER_MASK)

@@ -71,6 +71,7 @@ from realalloc.mm.sheaf import (
     take_sheaves_locked,
 )
 from realalloc.mm.threads import (
+    bad_records,
     bad_slots,
     enter,
     enter_near,
@@ -354,14 +355,10 @@ def validate_kept_blocks(words: Words) -> int:
     """Check the invariants at the head of this file, and that of threads.py on records; OK or BAD_SHEAF."""
     lock(words)
     lock_out_locked(words)
-    records = 0
-    place = next_record(words, 0)
-    while place != 0:
-        records += 1 if record_at(words, place) != NULL_RECORD else 0
-        place = next_record(words, place)
-    blocks = _mark_all(words)
-    sound = _unmark_all(words) == records << 32 | blocks and words[H_NR_RECORDS] == records and bad_slots(words) == 0
-    sound = sound and _bad_hints(words) == 0
+    sound = bad_records(words) == 0 and bad_slots(words) == 0 and _bad_hints(words) == 0
+    if sound:
+        blocks = _mark_all(words)
+        sound = _unmark_all(words) == words[H_NR_RECORDS] << 32 | blocks and blocks >= 0
     let_in_locked(words)
     unlock(words)
-    return OK if sound and blocks >= 0 else BAD_SHEAF
+    return OK if sound else BAD_SHEAF

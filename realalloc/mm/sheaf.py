@@ -30,6 +30,7 @@ from realalloc.mm.barn import (
     barn_put,
     free_sheaf_locked,
     get_empty,
+    is_sheaf,
     new_sheaf_locked,
     put_empty,
 )
@@ -439,13 +440,23 @@ def cached_objects(words: Words, index: int) -> int:
 
 
 @kernel
-def bad_sheaves(words: Words, d: int) -> int:
-    """Tell whether a descriptor breaks the first invariant."""
-    main = words[d + D_BASE]
-    spare = words[d + D_PUT_BASE]
-    if count_of(words, d) < 0 or words[d + D_TOP] >= main + MAX_SHEAF_OBJECTS or words[main - 1] != 0:
+def _bad_array(words: Words, base: int, top: int) -> int:
+    """Tell whether a sheaf of a descriptor is none, its top is outside, or the word below its first place is not 0."""
+    if is_sheaf(words, base - S_OBJECTS) == 0 or not base - 1 <= top < base + MAX_SHEAF_OBJECTS:
         return 1
-    return 1 if count_put(words, d) < 0 or words[d + D_PUT] > words[d + D_PUT_END] or words[spare - 1] != 0 else 0
+    return 1 if words[base - 1] != 0 else 0
+
+
+@kernel
+def bad_sheaves(words: Words, d: int) -> int:
+    """Tell whether a descriptor breaks the first invariant, or leads to what is no sheaf."""
+    base = words[d + D_PUT_BASE]
+    if has_sheaves(words, d) == 0:
+        sound = words[d + D_TOP] == H_ZERO and words[d + D_PUT] == H_ZERO
+        return 0 if sound and words[d + D_BASE] == H_ZERO + 1 and base == H_ZERO + 1 else 1
+    if _bad_array(words, words[d + D_BASE], words[d + D_TOP]) == 1 or _bad_array(words, base, words[d + D_PUT]) == 1:
+        return 1
+    return 0 if words[d + D_PUT] <= words[d + D_PUT_END] < base + MAX_SHEAF_OBJECTS else 1
 
 
 @entry

@@ -24,18 +24,21 @@ from realalloc.mm.layout import (
     EINVAL,
     H_CACHES,
     KIND_OBJECTS_BIT,
+    KIND_SLAB,
     OK,
     PAGE_CONSTRUCTING,
     PAGE_SHIFT,
     RECIPROCAL_SHIFT,
     SLAB_BYTES_SHIFT,
 )
-from realalloc.mm.pages import info_at, page_at
+from realalloc.mm.pages import info_at, kind_of, page_at
 from realalloc.mm.slab_page import (
     activate,
     cache_of,
+    has_map,
     head_of,
     index_of,
+    is_cache,
     map_at,
     new_slab_locked,
     objects_of,
@@ -196,12 +199,15 @@ def cache_free_locked(words: Words, c: int, offset: int) -> int:
 
 @kernel
 def map_bit_of(words: Words, c: int, offset: int) -> int:
-    """Return where the free map of cache ``c`` (0: of any) has the object at ``offset``: word index << 6 | bit, or EINVAL."""
+    """Return where the free map of cache ``c`` (0: of any) has the object at ``offset``: word index << 6 | bit, or EINVAL.
+
+    Any offset will do, and any struct page: walkers ask.
+    """
     pfn = head_of(words, offset >> PAGE_SHIFT)
-    if pfn == 0:
+    if kind_of(words, pfn) != KIND_SLAB:
         return EINVAL
     owner = cache_of(words, pfn)
-    if c != 0 and c != owner:
+    if (c != 0 and c != owner) or is_cache(words, owner) == 0 or has_map(words, owner, page_at(words, pfn)) == 0:
         return EINVAL
     index = index_of(words, owner, pfn, offset)
     return (map_at(words, owner, page_at(words, pfn)) << 6) + index if index >= 0 else EINVAL

@@ -53,6 +53,7 @@ from realalloc.mm.layout import (
     H_CACHES,
     H_END_PFN,
     H_FREEMAP_CACHE,
+    H_NR_CACHES,
     H_ZERO,
     KIND_MASK,
     KIND_NONE,
@@ -67,6 +68,7 @@ from realalloc.mm.layout import (
     PAGE_MAP_BITS,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
+    PAGE_WORDS,
     PENDING_MASK,
     PENDING_SHIFT,
     PG_LINK,
@@ -78,7 +80,7 @@ from realalloc.mm.layout import (
     SLAB_BYTES_SHIFT,
     WORD_BYTES,
 )
-from realalloc.mm.pages import info_at, links_at, page_at
+from realalloc.mm.pages import info_at, kind_of, links_at, page_at
 from realalloc.mm.watermark import get_block_locked
 
 
@@ -390,6 +392,23 @@ def head_of(words: Words, pfn: int) -> int:
 def cache_of(words: Words, pfn: int) -> int:
     """Return the word index of the cache that owns a slab."""
     return words[H_CACHES] + (words[info_at(pfn)] >> CACHE_SHIFT & CACHE_MASK) * CACHE_WORDS
+
+
+@kernel
+def is_cache(words: Words, c: int) -> int:
+    """Tell whether a slab's cache, as :func:`cache_of` names it, is one of the table's."""
+    return 1 if c < words[H_CACHES] + words[H_NR_CACHES] * CACHE_WORDS else 0
+
+
+@kernel
+def has_map(words: Words, c: int, page: int) -> int:
+    """Tell whether a slab's free map can be looked at: its own, or an object's place in a slab of free maps."""
+    if words[c + C_FLAGS] & CF_EXTERNAL_MAP == 0:
+        return 1
+    pfn = words[page + PG_MAP0] // PAGE_WORDS  # slabs of free maps are single pages
+    if words[page + PG_MAP0] % (EXTERNAL_MAP_BYTES // WORD_BYTES) != 0 or kind_of(words, pfn) != KIND_SLAB:
+        return 0
+    return 1 if cache_of(words, pfn) == words[H_FREEMAP_CACHE] else 0
 
 
 @kernel

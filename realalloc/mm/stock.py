@@ -14,7 +14,7 @@ kinds together are no more than MAX_STOCK_SHEAVES.
 
 from __future__ import annotations
 
-from realalloc.mm.barn import free_sheaf_locked
+from realalloc.mm.barn import free_sheaf_locked, is_sheaf
 from realalloc.mm.jit import Words, kernel
 from realalloc.mm.layout import (
     C_FLAGS,
@@ -136,23 +136,22 @@ def free_stock_locked(words: Words, d: int) -> None:
 
 @kernel
 def bad_stock(words: Words, d: int) -> int:
-    """Tell whether a stock breaks its invariant."""
-    depth = depth_of(words, d)
-    if depth > MAX_STOCK_SHEAVES or depth < 0:
-        return 1
+    """Tell whether a stock breaks its invariant, or leads to what is no sheaf."""
     sheaf = first_full(words, d)
-    count = 0
-    while sheaf != 0 and count < depth:
-        if words[sheaf + S_DEPTH] != depth - count or words[sheaf + S_COUNT] <= 0:
+    depth = words[sheaf + S_DEPTH] if is_sheaf(words, sheaf) == 1 else 0
+    if not 0 <= depth <= MAX_STOCK_SHEAVES:
+        return 1
+    for left in range(depth, 0, -1):
+        if is_sheaf(words, sheaf) == 0 or words[sheaf + S_DEPTH] != left or words[sheaf + S_COUNT] == 0:
             return 1
-        count += 1
         sheaf = words[sheaf + S_NEXT]
-    if sheaf != 0 or count != depth:
+    if sheaf != 0:
         return 1
     sheaf = first_empty(words, d)
-    while sheaf != 0 and count <= MAX_STOCK_SHEAVES:
-        if words[sheaf + S_COUNT] != 0:
+    count = depth
+    while sheaf != 0:
+        if count == MAX_STOCK_SHEAVES or is_sheaf(words, sheaf) == 0 or words[sheaf + S_COUNT] != 0:
             return 1
         count += 1
         sheaf = words[sheaf + S_NEXT]
-    return 1 if count > MAX_STOCK_SHEAVES else 0
+    return 0

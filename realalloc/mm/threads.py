@@ -59,6 +59,7 @@ from realalloc.mm.layout import (
     D_PUT_END,
     D_TOP,
     GFP_ZERO_BIT,
+    H_END_PFN,
     H_FARTHEST,
     H_IDLE_RECORDS,
     H_NR_RECORDS,
@@ -86,6 +87,7 @@ from realalloc.mm.layout import (
     WORD_BYTES,
     ZONE_NORMAL,
 )
+from realalloc.mm.pages import kind_of
 from realalloc.mm.prim import (
     MEMBARRIER_PRIVATE_EXPEDITED,
     MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
@@ -374,6 +376,29 @@ def record_at(words: Words, place: int) -> int:
 
 
 @kernel
+def _is_record(words: Words, record: int) -> int:
+    return 1 if record % PAGE_WORDS == 0 and kind_of(words, record // PAGE_WORDS) == KIND_RECORD else 0
+
+
+@kernel
+def bad_records(words: Words) -> int:
+    """Tell whether slots or idle records lead to what is none, or there are others than H_NR_RECORDS: a walker asks first."""
+    count = 0
+    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
+        if words[slot + T_KEY] != 0 and words[slot + T_KEPT] != NULL_RECORD:
+            if _is_record(words, words[slot + T_KEPT]) == 0:
+                return 1
+            count += 1
+    record = words[H_IDLE_RECORDS]
+    while record != 0:
+        if _is_record(words, record) == 0 or count >= min(words[H_NR_RECORDS], words[H_END_PFN]):
+            return 1
+        count += 1
+        record = words[record + R_NEXT]
+    return 1 if count != words[H_NR_RECORDS] else 0
+
+
+@kernel
 def release_records_locked(words: Words) -> int:
     """Give the pages of all records back; all threads are locked out and the records are empty. Return the pages."""
     pages = 0
@@ -404,6 +429,8 @@ def bad_slots(words: Words) -> int:
     for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
         if words[slot + T_KEY] != 0:
             place = near_place(relaxed_load(words, slot + T_KEY))
+            if not 0 <= words[slot + T_DISTANCE] < THREAD_SLOTS:
+                return 1
             for _ in range(words[slot + T_DISTANCE]):
                 place = _next_place(place)
             taken += 1

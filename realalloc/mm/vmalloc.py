@@ -46,11 +46,8 @@ from realalloc.mm.layout import (
     HUGE_ORDER,
     HUGE_PAGES,
     KIND_AREA,
-    KIND_MASK,
     LIST_PREV_MASK,
     OK,
-    ORDER_MASK,
-    ORDER_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
     PG_LINK,
@@ -66,7 +63,7 @@ from realalloc.mm.layout import (
     Y_SERVED,
 )
 from realalloc.mm.lazy import destroy_area_locked, purge_lazy_locked, purge_old_lazy_locked, reuse_lazy, undo_lazy
-from realalloc.mm.pages import info_at, page_at
+from realalloc.mm.pages import kind_of, page_at, pages_at
 from realalloc.mm.prim import forget
 from realalloc.mm.watermark import may_reclaim
 from realalloc.mm.window import (
@@ -183,17 +180,18 @@ def vfree_locked(words: Words, offset: int) -> int:
     return OK
 
 
-@kernel
-def _validate_area(words: Words, granule: int) -> int:
+@entry
+def validate_area_locked(words: Words, granule: int) -> int:
     """Check one live or lazy area; return its pages or a broken invariant."""
     pfn = words[area_at(words, granule) + V_FIRST]
     wanted = words[area_at(words, granule) + V_PAGES]
     pages = 0
+    if wanted > words[H_END_PFN]:
+        return BAD_AREA_BLOCKS
     while pfn != 0:
-        info = words[info_at(pfn)]
-        if pages >= wanted or info & KIND_MASK != KIND_AREA or words[page_at(words, pfn) + PG_MAP0] != granule:
+        if pages >= wanted or kind_of(words, pfn) != KIND_AREA or words[page_at(words, pfn) + PG_MAP0] != granule:
             return BAD_AREA_BLOCKS
-        pages += 1 << (info >> ORDER_SHIFT & ORDER_MASK)
+        pages += pages_at(words, pfn)
         pfn = words[page_at(words, pfn) + PG_LINK]
     if pages != wanted or pages >= area_granules(words, granule) * GRANULE_PAGES:
         return BAD_AREA_BLOCKS
@@ -213,14 +211,16 @@ def validate_vmalloc_locked(words: Words) -> int:
     while granule < words[H_VM_FRONTIER]:
         kind = area_kind(words, granule)
         count = area_granules(words, granule)
-        if kind == AREA_NONE or count <= 0 or words[area_at(words, granule + count - 1) + V_TAG] != count:
+        if kind == AREA_NONE or not 0 < count <= words[H_VM_FRONTIER] - granule:
+            return BAD_AREA
+        if words[area_at(words, granule + count - 1) + V_TAG] != count:
             return BAD_AREA
         if kind == AREA_FREE:
             if previous == AREA_FREE:
                 return BAD_AREA
             free_areas += 1
         else:
-            pages = _validate_area(words, granule)
+            pages = validate_area_locked(words, granule)
             if pages < 0:
                 return pages
             pages_live += pages if kind == AREA_LIVE else 0
@@ -234,6 +234,7 @@ def validate_vmalloc_locked(words: Words) -> int:
     if pages_live != words[H_VM_PAGES] or pages_lazy != words[H_VM_LAZY_PAGES]:
         return BAD_AREA_SUM
     links = words[H_VMAP] + V_LINK
-    if count_list(words, H_VM_FREE, links, AREA_WORDS, free_areas) != free_areas:
+    if count_list(words, H_VM_FREE, links, AREA_WORDS, granule, free_areas) != free_areas:
         return BAD_AREA
-    return OK if count_list(words, H_VM_LAZY, links, AREA_WORDS, lazy_areas) == lazy_areas else BAD_AREA
+    lazy = count_list(words, H_VM_LAZY, links, AREA_WORDS, granule, lazy_areas)
+    return OK if lazy == lazy_areas else BAD_AREA

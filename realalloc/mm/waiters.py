@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from realalloc.mm.atomic import address_of, atomic_store
 from realalloc.mm.bits import clz
+from realalloc.mm.descriptors import bad_chain
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmalloc import kfree_locked, kmalloc_locked
 from realalloc.mm.layout import (
@@ -307,13 +308,28 @@ def _count_granted(words: Words, first: int, count: int) -> int:
     return found
 
 
+@kernel
+def _is_node(words: Words, p: int, node: int) -> int:
+    """Tell whether an index is that of a node of the pool, whose chunks can be followed."""
+    if 0 <= node - p - P_NODES_FIRST < FIRST_NODES * NODE_WORDS:
+        return 1 if (node - p - P_NODES_FIRST) % NODE_WORDS == 0 else 0
+    chunk = words[p + P_CHUNKS]
+    while chunk != 0 and not NODE_WORDS <= node - chunk <= CHUNK_NODES * NODE_WORDS:
+        chunk = words[chunk]
+    return 1 if chunk != 0 and (node - chunk) % NODE_WORDS == 0 else 0
+
+
 @entry
 def validate_queue_locked(words: Words, p: int) -> int:
     """Check the invariants at the head of this file; OK or BAD_POOL_QUEUE."""
     waiting = 0
     before = 0
+    if bad_chain(words, words[p + P_CHUNKS], 0, (CHUNK_NODES + 1) * NODE_WORDS) == 1:
+        return BAD_POOL_QUEUE
     node = words[p + P_HEAD]
     while node != 0 and waiting <= words[p + P_WAITERS]:
+        if _is_node(words, p, node) == 0:
+            return BAD_POOL_QUEUE
         if words[node + N_STATE] != NODE_WAITING or words[node + N_PREV] != before or words[node + N_NEED] <= 0:
             return BAD_POOL_QUEUE
         waiting += 1

@@ -5,6 +5,7 @@ They run with the lock, and with every other thread locked out of its sheaves, a
 
 from __future__ import annotations
 
+from realalloc.mm.barn import is_sheaf
 from realalloc.mm.bits import bit, low_mask
 from realalloc.mm.freelist import count_list, first
 from realalloc.mm.jit import Words, entry, kernel
@@ -21,40 +22,62 @@ from realalloc.mm.layout import (
     C_BARN_FULL,
     C_EMPTY,
     C_FIRST_BYTES,
+    C_FLAGS,
     C_FREES,
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_NR_EMPTY,
     C_NR_PARTIAL,
     C_NR_SLABS,
+    C_OBJECTS,
+    C_ORDER,
     C_PARTIAL,
     C_SHEAF,
     C_STRIDE_BYTES,
     C_ZONE,
+    CF_EXTERNAL_MAP,
     D_BASE,
     D_PUT,
     D_PUT_BASE,
     D_TOP,
     EINVAL,
+    H_END_PFN,
+    H_NR_ZONES,
     H_ZERO,
     KIND_SLAB,
+    MAX_BARN_SHEAVES,
+    MAX_MAX_ORDER,
     OK,
     PAGE_BYTES,
     PAGE_CONSTRUCTING,
+    PAGE_MAP_BITS,
     PAGE_SHIFT,
     PAGE_STRUCT_WORDS,
     S_COUNT,
     S_NEXT,
     S_OBJECTS,
+    SHEAF_BLOCKS,
+    SHEAF_DESC_WORDS,
+    SHEAF_OWNERS,
+    WORD_BYTES,
     Z_FRONTIER_PFN,
     Z_START_PFN,
 )
 from realalloc.mm.pages import info_at, kind_of, links_at, order_at, page_at, pages_at, zone_at
 from realalloc.mm.sheaf import bad_sheaves
 from realalloc.mm.slab import is_live_object, map_bit_of
-from realalloc.mm.slab_page import cache_of, free_objects, is_listed, map_at, map_words_of, objects_of, pending_of
+from realalloc.mm.slab_page import (
+    cache_of,
+    free_objects,
+    has_map,
+    is_listed,
+    map_at,
+    map_words_of,
+    objects_of,
+    pending_of,
+)
 from realalloc.mm.stock import bad_stock, first_full
-from realalloc.mm.threads import next_record, record_at
+from realalloc.mm.threads import bad_records, next_record, record_at
 
 LOOK = 0
 MARK = 1
@@ -93,7 +116,7 @@ def _visit_all(words: Words, c: int, step: int) -> int:
     place = next_record(words, 0)
     while place != 0:
         d = record_at(words, place) + words[c + C_SHEAF]
-        if bad_sheaves(words, d) == 1 or bad_stock(words, d) == 1:
+        if step == LOOK and (bad_sheaves(words, d) == 1 or bad_stock(words, d) == 1):
             return wrong + 1
         wrong += _visit(words, c, words[d + D_BASE], words[d + D_TOP] + 1, step)
         wrong += _visit(words, c, words[d + D_PUT_BASE], words[d + D_PUT] + 1, step)
@@ -103,23 +126,34 @@ def _visit_all(words: Words, c: int, step: int) -> int:
             stocked = words[stocked + S_NEXT]
         place = next_record(words, place)
     sheaf = words[c + C_BARN_FULL]
-    for _ in range(words[c + C_NR_BARN_FULL]):
-        if sheaf == 0:
-            return wrong + 1
+    while sheaf != 0:
         wrong += _visit(words, c, sheaf + S_OBJECTS, sheaf + S_OBJECTS + words[sheaf + S_COUNT], step)
         sheaf = words[sheaf + S_NEXT]
-    return wrong + (1 if sheaf != 0 else 0)
+    return wrong
 
 
 @kernel
-def _bad_empties(words: Words, c: int) -> int:
-    """Tell whether the barn's empty sheaves are not as many as counted, or one has something in it."""
-    sheaf = words[c + C_BARN_EMPTY]
-    for _ in range(words[c + C_NR_BARN_EMPTY]):
-        if sheaf == 0 or words[sheaf + S_COUNT] != 0:
+def _bad_barn(words: Words, sheaf: int, count: int, empty: int) -> int:
+    """Tell whether a list of the barn leads to what is no sheaf, or is not as counted; ``empty``: or has a full one."""
+    if not 0 <= count <= MAX_BARN_SHEAVES:
+        return 1
+    for _ in range(count):
+        if is_sheaf(words, sheaf) == 0 or (empty == 1 and words[sheaf + S_COUNT] != 0):
             return 1
         sheaf = words[sheaf + S_NEXT]
     return 1 if sheaf != 0 else 0
+
+
+@kernel
+def _bad_links(words: Words, c: int) -> int:
+    """Tell whether what leads to the sheaves of a cache cannot be followed: its index, records, the barn's lists."""
+    if words[c + C_SHEAF] & (SHEAF_DESC_WORDS - 1) != 0 or not 0 < words[c + C_SHEAF] < SHEAF_BLOCKS * SHEAF_DESC_WORDS:
+        return 1
+    if words[SHEAF_OWNERS + words[c + C_SHEAF] // SHEAF_DESC_WORDS] != c or bad_records(words) == 1:
+        return 1
+    if _bad_barn(words, words[c + C_BARN_FULL], words[c + C_NR_BARN_FULL], 0) == 1:
+        return 1
+    return _bad_barn(words, words[c + C_BARN_EMPTY], words[c + C_NR_BARN_EMPTY], 1)
 
 
 @entry
@@ -130,7 +164,7 @@ def validate_sheaves_locked(words: Words, c: int) -> int:
     """
     if words[c + C_SHEAF] == 0:
         return OK
-    if _visit_all(words, c, LOOK) + _bad_empties(words, c) != 0:  # a walker leaves damage as it is
+    if _bad_links(words, c) == 1 or _visit_all(words, c, LOOK) != 0:  # a walker leaves damage as it is
         return BAD_SHEAF
     wrong = _visit_all(words, c, MARK)
     _visit_all(words, c, UNMARK)
@@ -154,6 +188,8 @@ def _validate_slab(words: Words, c: int, pfn: int) -> int:
     page = page_at(words, pfn)
     info = words[info_at(pfn)]
     objects = objects_of(info)
+    if has_map(words, c, page) == 0:
+        return BAD_SLAB_MAP
     free = free_objects(words, c, page)
     if objects != (PAGE_BYTES << order_at(words, pfn)) // words[c + C_STRIDE_BYTES]:
         return BAD_SLAB_COUNT
@@ -171,13 +207,15 @@ def _validate_slab(words: Words, c: int, pfn: int) -> int:
 def _validate_list(words: Words, c: int, list_field: int, count_field: int, empty: int) -> int:
     links = links_at(words)
     count = words[c + count_field]
-    if count_list(words, c + list_field, links, PAGE_STRUCT_WORDS, count) != count:
+    if count_list(words, c + list_field, links, PAGE_STRUCT_WORDS, words[H_END_PFN], count) != count:
         return BAD_SLAB_LIST
     pfn = first(words, c + list_field)
     while pfn != 0:
         if kind_of(words, pfn) != KIND_SLAB or cache_of(words, pfn) != c:
             return BAD_SLAB_LIST
         page = page_at(words, pfn)
+        if has_map(words, c, page) == 0:
+            return BAD_SLAB_MAP
         if (free_objects(words, c, page) == objects_of(words[info_at(pfn)])) != (empty == 1):
             return BAD_SLAB_LIST
         pfn = words[links + pfn * PAGE_STRUCT_WORDS] >> 32
@@ -199,27 +237,43 @@ def _validate_active(words: Words, c: int) -> int:
 
 
 @kernel
+def _bad_geometry(words: Words, c: int) -> int:
+    """Tell whether a descriptor contradicts itself in what its slabs are read by: order, stride, objects, kind of map."""
+    order = words[c + C_ORDER]
+    stride = words[c + C_STRIDE_BYTES]
+    if not 0 <= order <= MAX_MAX_ORDER or stride < WORD_BYTES or not 0 <= words[c + C_ZONE] < words[H_NR_ZONES]:
+        return 1
+    external = 1 if words[c + C_FLAGS] & CF_EXTERNAL_MAP else 0
+    objects = words[c + C_OBJECTS]
+    return 0 if objects == (PAGE_BYTES << order) // stride and external == (1 if objects > PAGE_MAP_BITS else 0) else 1
+
+
+@kernel
 def validate_cache_locked(words: Words, c: int) -> int:
     """Check lists, active slab, slabs, sheaves and sums of one cache; OK or the broken invariant."""
+    if _bad_geometry(words, c) == 1:
+        return BAD_SLAB_COUNT
     status = _validate_list(words, c, C_PARTIAL, C_NR_PARTIAL, 0)
     if status == OK:
         status = _validate_list(words, c, C_EMPTY, C_NR_EMPTY, 1)
     if status == OK:
         status = _validate_active(words, c)
+    if status != OK:
+        return status
     slabs = 0
     inuse = 0
     listed = 0
     pfn = next_slab(words, c, 0)
-    while pfn != 0 and status == OK:
+    while pfn != 0:
         status = _validate_slab(words, c, pfn)
+        if status != OK:
+            return status
         page = page_at(words, pfn)
         info = words[info_at(pfn)]
         slabs += 1
         listed += is_listed(words, c, pfn)
         inuse += 0 if info & PAGE_CONSTRUCTING else objects_of(info) - free_objects(words, c, page)
         pfn = next_slab(words, c, pfn + pages_at(words, pfn))
-    if status != OK:
-        return status
     status = validate_sheaves_locked(words, c)
     if status != OK:
         return status

@@ -17,7 +17,7 @@ COUNT, FIRST, NEXT, FRONT, BACK, REMOVE = range(6)
 @numba.njit
 def act(words, what, head, stride, node):
     if what == COUNT:
-        return count_list(words, head, BASE, stride, node)
+        return count_list(words, head, BASE, stride, NODES, node)
     if what == FIRST:
         return first(words, head)
     if what == NEXT:
