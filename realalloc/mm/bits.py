@@ -52,8 +52,7 @@ def is_multiple(value: int, magic: int, last: int) -> int:
 
     ``magic`` m is 2**64 // d + 1, so dm = 2**64 + e, with e = d - 2**64 % d in 1..d. Then kdm is ke modulo 2**64, and
     (kd + r)m, 0 < r < d, is ke + rm, which is not below m and does not wrap, as (k + 1)e < 2**33 <= m. So one comparison, with
-    ``last`` = ne, tells both. (Lemire, Kaser, Kurz: Faster remainder by direct computation, with the range in it.) Magic 1 and
-    last 0: 0 alone.
+    ``last`` = ne, tells both. (Lemire, Kaser, Kurz: Faster remainder by direct computation, with the range in it.)
     """
     return 1 if int(value) * int(magic) & _MASK <= int(last) & _MASK else 0
 

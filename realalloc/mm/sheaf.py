@@ -321,10 +321,8 @@ def refill_sheaf_locked(words: Words, c: int, d: int, gfp: int) -> int:
     """Make the main sheaf of a descriptor hold objects; return how many it has, 0 if none can be had."""
     if _prepare(words, c, d) == 0:
         return 0
-    if count_of(words, d) == 0:
-        if _find_full(words, d) == 1:
-            pass
-        elif words[c + C_BARN_FULL] != 0:
+    if count_of(words, d) == 0 and _find_full(words, d) == 0:
+        if words[c + C_BARN_FULL] != 0:
             emptied = free_main(words, d)
             set_main(words, d, barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL))
             put_empty(words, c, emptied)
@@ -354,16 +352,15 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
     in_stock = stock_may_grow(words, c, d)
     has_room = 1 if in_stock == 1 or barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 1 else 0
     empty = get_empty(words, c) if has_room == 1 else 0
-    if empty != 0 and in_stock == 1:
-        stock_full(words, d, free_put(words, d))
-        set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
-        return 1
-    if empty != 0:
-        barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
-        set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
-    else:
+    if empty == 0:
         flush_locked(words, c, words[d + D_PUT_BASE], count_put(words, d))
         words[d + D_PUT] = words[d + D_PUT_BASE] - 1
+        return 1
+    if in_stock == 1:
+        stock_full(words, d, free_put(words, d))
+    else:
+        barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
+    set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
     return 1
 
 

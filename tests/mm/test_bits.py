@@ -114,10 +114,3 @@ def test_one_multiplication_and_one_comparison_tell_multiples(divisor: int) -> N
         for value in (0, 1, divisor - 1, divisor, divisor + 1):
             asked = [np.int64(x) for x in (value, magic, most * one)]
             assert is_multiple(*asked) == (value % divisor == 0 and value <= most * divisor)
-
-
-def test_magic_1_has_0_alone() -> None:
-    out = np.ones(len(VALUES), np.int64)
-    multiples(np.array(VALUES, np.int64), 1, 0, out)
-    assert out.tolist() == [int(value == 0) for value in VALUES]
-    assert [is_multiple(value, 1, 0) for value in VALUES] == out.tolist()
