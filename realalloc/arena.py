@@ -48,7 +48,7 @@ from realalloc.mm.kmalloc import validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool_life import validate_pools
 from realalloc.mm.mempool_wait import after_fork, wake_pools
-from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.pcp_walkers import validate_kept_blocks
 from realalloc.mm.pressure import forget_triggers
 from realalloc.mm.thread_exit import forget_other_threads, freeze, retire_threads, thaw, thaw_in_child
 from realalloc.mm.watermark import validate_marks

@@ -12,10 +12,10 @@ import numpy as np
 
 from realalloc import fragmentation
 from realalloc.mm import layout as at
+from realalloc.mm.drain import cached_objects
 from realalloc.mm.jit import Words
 from realalloc.mm.residency import RES_COMMITTED, RES_METADATA, RES_PAGES, RES_STRAY, RES_WINDOW, RESIDENCY_WORDS
 from realalloc.mm.residency import residency as look_at_pages
-from realalloc.mm.sheaf import cached_objects
 from realalloc.records import CacheStats, PoolStats, Residency, Stats
 from realalloc.sizes import as_int
 from realalloc.zones import (

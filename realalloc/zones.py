@@ -10,8 +10,8 @@ import numpy as np
 from realalloc import fragmentation
 from realalloc.gfp import GFP_DMA
 from realalloc.mm import layout as at
+from realalloc.mm.drain import cached_objects
 from realalloc.mm.jit import Words
-from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.watermark import mark_for
 from realalloc.sizes import format_bytes
 

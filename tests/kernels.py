@@ -15,6 +15,7 @@ import numpy as np
 from support import RawArena
 
 from realalloc.mm.atomic import thread_identity
+from realalloc.mm.drain import cached_objects
 from realalloc.mm.kmem_cache import cache_create, cache_geometry
 from realalloc.mm.layout import (
     AREA_WORDS,
@@ -103,7 +104,6 @@ from realalloc.mm.layout import (
 from realalloc.mm.mempool_life import pool_destroy, pool_resize
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.reclaim import reclaim, retreat, trim_span
-from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.thread_exit import thread_ends
 from realalloc.mm.threads import near_place
 

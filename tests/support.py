@@ -16,7 +16,7 @@ from realalloc.mm.jit import JIT
 from realalloc.mm.kmalloc import create_classes, validate_vmalloc
 from realalloc.mm.kmem_cache import validate_caches
 from realalloc.mm.mempool_life import validate_pools
-from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.pcp_walkers import validate_kept_blocks
 from realalloc.mm.watermark import validate_marks
 
 PAGE = layout.PAGE_BYTES

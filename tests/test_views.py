@@ -9,8 +9,8 @@ from support import MIB
 
 import realalloc as ra
 from realalloc import views, zones
+from realalloc.mm.drain import cached_objects
 from realalloc.mm.reclaim import reclaim
-from realalloc.mm.sheaf import cached_objects
 
 
 def test_stats_add_up(busy: ra.Arena) -> None:

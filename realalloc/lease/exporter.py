@@ -28,13 +28,13 @@ from realalloc.lease.slots import (
     pool_reserved_fast,
 )
 from realalloc.lease.spares import E_BASE, E_BYTES, E_LENGTH, E_OFFSET, E_TAG
+from realalloc.mm.drain import cached_objects
 from realalloc.mm.jit import Entry, c_function
 from realalloc.mm.kmalloc import kfree_slow, kmalloc_slow
 from realalloc.mm.layout import WORD_BYTES
 from realalloc.mm.mempool import pool_alloc, pool_alloc_reserved, pool_return
 from realalloc.mm.mempool_wait import pool_claim, pool_nap, pool_request, pool_wait_end, wake_pools
 from realalloc.mm.objects import cache_alloc_slow
-from realalloc.mm.sheaf import cached_objects
 from realalloc.mm.thread_exit import retire_threads
 
 

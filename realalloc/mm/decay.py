@@ -10,6 +10,7 @@ from __future__ import annotations
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.backlog import purgeable_now, settle, surplus
 from realalloc.mm.commit import DROP_PAGES, MIN_RUN_ORDER, purge
+from realalloc.mm.drain import flush_barn_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
@@ -44,7 +45,6 @@ from realalloc.mm.lazy import is_lazy_old, purge_old_lazy_locked
 from realalloc.mm.pressure import update_pressure
 from realalloc.mm.prim import monotonic_ns
 from realalloc.mm.reclaim import drain_locked
-from realalloc.mm.sheaf import flush_barn_locked
 
 IDLE_NS = 250_000_000  # longest sleep
 BRIEF_NS = 1_000_000  # shortest, but for none

@@ -18,6 +18,7 @@ from typing import Final
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import ctz
 from realalloc.mm.buddy import free_pages_total, is_free_block
+from realalloc.mm.drain import cached_objects_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
     AREA_FREE,
@@ -50,8 +51,7 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
 )
 from realalloc.mm.pages import info_at, kind_of, order_at, pages_at, zone_at
-from realalloc.mm.sheaf import cached_objects_locked
-from realalloc.mm.slab_page import cache_of, objects_of
+from realalloc.mm.slab_map import cache_of, objects_of
 from realalloc.mm.vmalloc import HUGE_GRANULES
 from realalloc.mm.window import area_granules, area_kind
 

@@ -31,7 +31,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.pages import info_at, links_at, order_at, page_at
 from realalloc.mm.prim import MADV_DONTNEED, madvise, mincore
-from realalloc.mm.slab_page import map_at, objects_of
+from realalloc.mm.slab_map import map_at, objects_of
 
 SLABS = 32  # looked at for each time the lock is held: 0.1 ms
 VECTOR_PAGES = 64  # that the system is asked about at once; a byte each

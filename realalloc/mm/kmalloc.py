@@ -61,7 +61,7 @@ from realalloc.mm.pcp import pop_block, pop_block_slow, push_block
 from realalloc.mm.reclaim import try_again_locked
 from realalloc.mm.sheaf import exchange_and_pop, pop
 from realalloc.mm.slab import cache_alloc_locked, cache_free_locked, is_live_object
-from realalloc.mm.slab_page import cache_of, head_of
+from realalloc.mm.slab_map import cache_of, head_of
 from realalloc.mm.threads import barriers_work, my_place
 from realalloc.mm.vmalloc import validate_vmalloc_locked, vfree_locked, vmalloc_locked
 from realalloc.mm.watermark import get_part_locked

@@ -11,6 +11,7 @@ from __future__ import annotations
 from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import bit, magic_of
 from realalloc.mm.charge import detach_locked
+from realalloc.mm.drain import drain_cache_locked
 from realalloc.mm.freelist import first
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
@@ -81,17 +82,10 @@ from realalloc.mm.layout import (
     Z_START_PFN,
 )
 from realalloc.mm.pages import info_at, kind_of, order_at, page_at, pages_at, zero_range, zone_at
-from realalloc.mm.sheaf import drain_cache_locked
+from realalloc.mm.slab_map import cache_of, fill_map, free_objects, is_cache, map_at, objects_of, pending_of
 from realalloc.mm.slab_page import (
-    cache_of,
     deactivate,
-    fill_map,
-    free_objects,
-    is_cache,
-    map_at,
     new_slab_locked,
-    objects_of,
-    pending_of,
     release_slab_locked,
     set_sheaf_index,
     show_sheaf_index,

@@ -54,7 +54,7 @@ from realalloc.mm.sheaf import (
     put,
 )
 from realalloc.mm.slab import cache_free_locked, is_live_object
-from realalloc.mm.slab_page import cache_of, head_of
+from realalloc.mm.slab_map import cache_of, head_of
 from realalloc.mm.threads import enter, enter_near, leave, my_place, record_inside
 
 PFN_MASK = (1 << 52) - 1

@@ -12,12 +12,11 @@ Invariant, per slot: RECENT_PLACE is the place that RECENT_INFO names. Of which 
 
 from __future__ import annotations
 
-from realalloc.mm.atomic import lock, unlock
 from realalloc.mm.bits import clz
 from realalloc.mm.buddy import free_block_locked
+from realalloc.mm.drain import take_sheaves_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
-    BAD_SHEAF,
     BLOCK_SHARE_SHIFT,
     D_BASE,
     D_PUT,
@@ -26,18 +25,14 @@ from realalloc.mm.layout import (
     D_TOP,
     H_BLOCKS,
     H_END_PFN,
-    H_NR_RECORDS,
     KIND_CACHED,
     KIND_LARGE,
-    KIND_RECORD,
     MAX_BLOCK_SHEAF_BYTES,
     MAX_SHEAF_OBJECTS,
     NULL_RECORD,
-    OK,
     ORDER_MASK,
     ORDER_SHIFT,
     PAGE_BYTES,
-    PAGE_MARKED,
     PAGE_SHIFT,
     PENDING_SHIFT,
     SHEAF_BLOCK_ORDERS,
@@ -48,18 +43,13 @@ from realalloc.mm.layout import (
     T_RECENT,
     T_RECENT_INFO,
     T_RECENT_PLACE,
-    THREAD_SLOTS,
-    THREAD_WORDS,
-    THREADS,
-    Z_FRONTIER_PFN,
-    Z_START_PFN,
     ZONE_MASK,
     ZONE_NORMAL,
     ZONE_SHIFT,
 )
-from realalloc.mm.pages import info_at, kind_of, order_at, pages_at, zone_at
+from realalloc.mm.pages import info_at
+from realalloc.mm.records import next_record, record_at
 from realalloc.mm.sheaf import (
-    bad_sheaves,
     count_of,
     count_put,
     exchange,
@@ -68,20 +58,8 @@ from realalloc.mm.sheaf import (
     own_sheaf_locked,
     place_of,
     put,
-    take_sheaves_locked,
 )
-from realalloc.mm.threads import (
-    bad_records,
-    bad_slots,
-    enter,
-    enter_near,
-    leave,
-    let_in_locked,
-    lock_out_locked,
-    next_record,
-    record_at,
-    record_inside,
-)
+from realalloc.mm.threads import enter, enter_near, leave, record_inside
 from realalloc.mm.watermark import get_block_locked, get_part_locked
 
 BATCH_ORDERS = 4  # orders below are refilled in batches (kernel: PAGE_ALLOC_COSTLY_ORDER)
@@ -291,74 +269,3 @@ def drain_blocks_locked(words: Words) -> int:
             take_sheaves_locked(words, d)
         place = next_record(words, place)
     return count
-
-
-@kernel
-def _mark(words: Words, order: int, begin: int, end: int) -> int:
-    """Mark the blocks in words ``[begin, end)``; return how many are no cached ones of the order, or marked already."""
-    wrong = 0
-    for at in range(begin, end):
-        pfn = words[at] >> PAGE_SHIFT
-        if kind_of(words, pfn) != KIND_CACHED or words[info_at(pfn)] & PAGE_MARKED != 0:
-            wrong += 1
-        else:
-            wrong += 1 if order_at(words, pfn) != order else 0
-            words[info_at(pfn)] |= PAGE_MARKED
-    return wrong
-
-
-@kernel
-def _mark_all(words: Words) -> int:
-    """Mark all blocks in sheaves; return how many there are, or -1 if anything is wrong."""
-    found = 0
-    wrong = 0
-    place = next_record(words, 0)
-    while place != 0:
-        for order in range(SHEAF_BLOCK_ORDERS):
-            d = record_at(words, place) + _place(order)
-            if bad_sheaves(words, d) == 1:
-                wrong += 1
-            else:
-                found += count_of(words, d) + count_put(words, d)
-                wrong += _mark(words, order, words[d + D_BASE], words[d + D_TOP] + 1)
-                wrong += _mark(words, order, words[d + D_PUT_BASE], words[d + D_PUT] + 1)
-        place = next_record(words, place)
-    return found if wrong == 0 else -1
-
-
-@kernel
-def _unmark_all(words: Words) -> int:
-    """Unmark all cached blocks; return how many there are, and how many records in the upper half."""
-    zone = zone_at(ZONE_NORMAL)
-    pfn = words[zone + Z_START_PFN]
-    found = 0
-    while pfn < words[zone + Z_FRONTIER_PFN]:
-        kind = kind_of(words, pfn)
-        if kind == KIND_CACHED:
-            found += 1
-            words[info_at(pfn)] &= ~PAGE_MARKED
-        found += 1 << 32 if kind == KIND_RECORD else 0
-        pfn += pages_at(words, pfn)
-    return found
-
-
-@kernel
-def _bad_hints(words: Words) -> int:
-    wrong = 0
-    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
-        wrong += 1 if place_of(words[slot + T_RECENT_INFO]) != words[slot + T_RECENT_PLACE] else 0
-    return wrong
-
-
-@entry
-def validate_kept_blocks(words: Words) -> int:
-    """Check the invariants at the head of this file, and that of threads.py on records; OK or BAD_SHEAF."""
-    lock(words)
-    lock_out_locked(words)
-    sound = bad_records(words) == 0 and bad_slots(words) == 0 and _bad_hints(words) == 0
-    if sound:
-        blocks = _mark_all(words)
-        sound = _unmark_all(words) == words[H_NR_RECORDS] << 32 | blocks and blocks >= 0
-    let_in_locked(words)
-    unlock(words)
-    return OK if sound else BAD_SHEAF

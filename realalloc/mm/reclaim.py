@@ -11,6 +11,7 @@ from realalloc.mm.atomic import address_of, lock, unlock
 from realalloc.mm.bits import ctz
 from realalloc.mm.buddy import free_pages_total, list_remove, reach_page_block
 from realalloc.mm.commit import drop_locked, small_dirty
+from realalloc.mm.drain import cached_objects_locked, drain_cache_locked
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.kmem_cache import shrink_all_locked
 from realalloc.mm.layout import (
@@ -39,8 +40,8 @@ from realalloc.mm.pages import count_resident, info_at, kind_of, order_at, page_
 from realalloc.mm.pcp import drain_blocks_locked
 from realalloc.mm.pressure import account_stall_locked
 from realalloc.mm.prim import MADV_DONTNEED, madvise, monotonic_ns
-from realalloc.mm.sheaf import cached_objects_locked, drain_cache_locked
-from realalloc.mm.threads import let_in_locked, lock_out_locked, release_records_locked
+from realalloc.mm.records import release_records_locked
+from realalloc.mm.threads import let_in_locked, lock_out_locked
 from realalloc.mm.watermark import has_marks, may_reclaim
 
 TRIM_SPAN_PAGES = 1 << 15  # 128 MiB looked at for each time the lock is held

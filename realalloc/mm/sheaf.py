@@ -23,24 +23,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from realalloc.mm.atomic import lock, prefetch_for_write, unlock
+from realalloc.mm.atomic import prefetch_for_write
 from realalloc.mm.barn import (
     barn_get,
     barn_has_room,
     barn_put,
     free_sheaf_locked,
     get_empty,
-    is_sheaf,
     new_sheaf_locked,
     put_empty,
 )
 from realalloc.mm.bits import product_of_one
 from realalloc.mm.jit import Words, entry, kernel
 from realalloc.mm.layout import (
-    C_BARN_EMPTY,
     C_BARN_FULL,
     C_MAGIC,
-    C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_OBJECTS,
     C_SHEAF,
@@ -56,40 +53,24 @@ from realalloc.mm.layout import (
     H_BAD_FREES,
     H_ZERO,
     MAX_FILL_BYTES,
-    MAX_SHEAF_OBJECTS,
     MIN_SHEAF_OBJECTS,
     NULL_RECORD,
-    OK,
     S_COUNT,
-    S_NEXT,
     S_OBJECTS,
-    SHEAF_BLOCKS,
     SHEAF_DESC_WORDS,
     SHEAF_INDICES,
-    SHEAF_OWNERS,
     SHEAF_SHIFT,
 )
+from realalloc.mm.records import own_record_locked
 from realalloc.mm.slab import cache_alloc_locked, free_objects_locked, take_objects_locked
 from realalloc.mm.stock import (
-    count_stock,
-    first_full,
-    free_stock_locked,
     stock_empty,
     stock_full,
     stock_may_grow,
     take_empty,
     take_full,
 )
-from realalloc.mm.threads import (
-    clear_sheaves,
-    enter,
-    enter_near,
-    leave,
-    next_record,
-    own_record_locked,
-    record_at,
-    record_inside,
-)
+from realalloc.mm.threads import enter, enter_near, leave, record_inside
 
 FEW_SHIFT: Final = 2  # a quarter of a sheaf or less is not worth an exchange
 PLACE_SHIFT = SHEAF_SHIFT - 3  # a sheaf index in a struct page, as a place in a record
@@ -281,15 +262,6 @@ def give_sheaves_locked(words: Words, d: int, capacity: int) -> int:
 
 
 @kernel
-def take_sheaves_locked(words: Words, d: int) -> None:
-    """Take the sheaves of a descriptor away, whatever is in them."""
-    if has_sheaves(words, d) == 1:
-        free_sheaf_locked(words, words[d + D_BASE] - S_OBJECTS)
-        free_sheaf_locked(words, words[d + D_PUT_BASE] - S_OBJECTS)
-        clear_sheaves(words, d)
-
-
-@kernel
 def _prepare(words: Words, c: int, d: int) -> int:
     """Give a descriptor sheaves, if it has none, and the geometry of its cache; 0 if there is no memory for them."""
     if has_sheaves(words, d) == 1:
@@ -362,98 +334,6 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
         barn_put(words, c + C_BARN_FULL, c + C_NR_BARN_FULL, free_put(words, d))
     set_put(words, d, empty, words[c + C_SHEAF_CAPACITY])
     return 1
-
-
-@kernel
-def _drain_descriptor(words: Words, c: int, d: int) -> None:
-    flush_locked(words, c, words[d + D_BASE], count_of(words, d))
-    flush_locked(words, c, words[d + D_PUT_BASE], count_put(words, d))
-    sheaf = first_full(words, d)
-    while sheaf != 0:
-        flush_locked(words, c, sheaf + S_OBJECTS, words[sheaf + S_COUNT])
-        sheaf = words[sheaf + S_NEXT]
-    free_stock_locked(words, d)
-    take_sheaves_locked(words, d)
-
-
-@kernel
-def _drain_barn(words: Words, c: int, head: int, number: int) -> None:
-    sheaf = barn_get(words, head, number)
-    while sheaf != 0:
-        flush_locked(words, c, sheaf + S_OBJECTS, words[sheaf + S_COUNT])
-        free_sheaf_locked(words, sheaf)
-        sheaf = barn_get(words, head, number)
-
-
-@entry
-def flush_barn_locked(words: Words, c: int, most: int) -> int:
-    """Return up to ``most`` full sheaves of a cache's barn to the slabs; return how many there were."""
-    count = 0
-    while count < most and words[c + C_BARN_FULL] != 0:
-        sheaf = barn_get(words, c + C_BARN_FULL, c + C_NR_BARN_FULL)
-        flush_locked(words, c, sheaf + S_OBJECTS, words[sheaf + S_COUNT])
-        words[sheaf + S_COUNT] = 0
-        put_empty(words, c, sheaf)
-        count += 1
-    return count
-
-
-@entry
-def drain_cache_locked(words: Words, c: int) -> int:
-    """Return everything in the sheaves of a cache, of all threads and the barn, to the slabs; the others are locked out."""
-    place = next_record(words, 0) if words[c + C_SHEAF] != 0 else 0
-    while place != 0:
-        _drain_descriptor(words, c, record_at(words, place) + words[c + C_SHEAF])
-        place = next_record(words, place)
-    _drain_barn(words, c, c + C_BARN_FULL, c + C_NR_BARN_FULL)
-    _drain_barn(words, c, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY)
-    return OK
-
-
-@entry
-def cached_objects_locked(words: Words, index: int) -> int:
-    """Count what threads and barn keep of one sheaf index; exact while nobody is at its sheaves."""
-    count = 0
-    place = next_record(words, 0)
-    while place != 0:
-        d = record_at(words, place) + index * SHEAF_DESC_WORDS
-        count += count_of(words, d) + count_put(words, d) + count_stock(words, d)
-        place = next_record(words, place)
-    c = words[SHEAF_OWNERS + index] if index < SHEAF_BLOCKS else 0
-    sheaf = words[c + C_BARN_FULL] if c != 0 else 0
-    while sheaf != 0:
-        count += words[sheaf + S_COUNT]
-        sheaf = words[sheaf + S_NEXT]
-    return count
-
-
-@entry
-def cached_objects(words: Words, index: int) -> int:
-    """Count with the lock: it keeps records and barn, whose links are followed, from going back to the buddy meanwhile."""
-    lock(words)
-    count = cached_objects_locked(words, index)
-    unlock(words)
-    return count
-
-
-@kernel
-def _bad_array(words: Words, base: int, top: int) -> int:
-    """Tell whether a sheaf of a descriptor is none, its top is outside, or the word below its first place is not 0."""
-    if is_sheaf(words, base - S_OBJECTS) == 0 or not base - 1 <= top < base + MAX_SHEAF_OBJECTS:
-        return 1
-    return 1 if words[base - 1] != 0 else 0
-
-
-@kernel
-def bad_sheaves(words: Words, d: int) -> int:
-    """Tell whether a descriptor breaks the first invariant, or leads to what is no sheaf."""
-    base = words[d + D_PUT_BASE]
-    if has_sheaves(words, d) == 0:
-        sound = words[d + D_TOP] == H_ZERO and words[d + D_PUT] == H_ZERO
-        return 0 if sound and words[d + D_BASE] == H_ZERO + 1 and base == H_ZERO + 1 else 1
-    if _bad_array(words, words[d + D_BASE], words[d + D_TOP]) == 1 or _bad_array(words, base, words[d + D_PUT]) == 1:
-        return 1
-    return 0 if words[d + D_PUT] <= words[d + D_PUT_END] < base + MAX_SHEAF_OBJECTS else 1
 
 
 @entry

@@ -32,16 +32,10 @@ from realalloc.mm.layout import (
     SLAB_BYTES_SHIFT,
 )
 from realalloc.mm.pages import info_at, kind_of, page_at
+from realalloc.mm.slab_map import cache_of, has_map, head_of, index_of, is_cache, map_at, objects_of
 from realalloc.mm.slab_page import (
     activate,
-    cache_of,
-    has_map,
-    head_of,
-    index_of,
-    is_cache,
-    map_at,
     new_slab_locked,
-    objects_of,
     point_at,
     put_object,
     release_slab_locked,

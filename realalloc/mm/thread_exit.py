@@ -1,6 +1,6 @@
 """Threads that are no more: they end, a fork has not copied them, or the arena closes over them.
 
-Slots and records are those of :mod:`realalloc.mm.threads`.
+Slots are those of :mod:`realalloc.mm.threads`, records those of :mod:`realalloc.mm.records`.
 """
 
 from __future__ import annotations

@@ -18,15 +18,13 @@ with the lock, it may use its own record too.
 
 A slot belongs to its thread until that thread ends: the C library then calls the destructor that ``thread_watch`` asked for.
 So who has seen its KEY in a slot may store INSIDE there. Only the thread itself moves to another slot, with the lock: to
-nearer, once a place is free. A record outlives its thread: it waits, with its sheaves, for the next one
-(H_IDLE_RECORDS). NULL_RECORD stands for no record.
+nearer, once a place is free. A record outlives its thread (records.py). NULL_RECORD stands for no record.
 
 C functions that are bound to an arena do not even compute a hash: each thread keeps what its slot is in a word of its own at a
 fixed distance from its thread pointer (lease/threadword.py), where it is 0, for NOBODY's, until it comes the slow way.
 
 Invariant: RECORD = KEPT, or NULL_RECORD while a drainer is at work. A record is written by its owner with INSIDE = 1, or by
 the holder of the arena lock: the owner itself, or a drainer.
-Invariant: H_NR_RECORDS = records of slots + idle ones, each a KIND_RECORD page.
 Invariant: a thread's word, where words[KEPT_AT] is not 0, is 0 or its slot - NOBODY; only itself writes it. NOBODY has
 no KEY, and the record NULL_RECORD for ever.
 Invariant: H_NR_SLOTS = slots with a KEY, DISTANCE = places from the near one of KEY to the slot, H_FARTHEST = the largest.
@@ -49,33 +47,16 @@ from realalloc.mm.atomic import (
     unlock,
     unordered_load,
 )
-from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.jit import JIT, Words, entry, kernel
 from realalloc.mm.layout import (
-    D_BASE,
-    D_MAGIC,
-    D_PUT,
-    D_PUT_BASE,
-    D_PUT_END,
-    D_TOP,
-    GFP_ZERO_BIT,
-    H_END_PFN,
     H_FARTHEST,
-    H_IDLE_RECORDS,
-    H_NR_RECORDS,
     H_NR_SLOTS,
-    H_SHEAVES,
-    H_ZERO,
     KEPT_AT,
-    KIND_RECORD,
     NOBODY,
     NULL_RECORD,
     OK,
-    PAGE_SHIFT,
     PAGE_WORDS,
-    R_NEXT,
     RECORD_WORDS,
-    SHEAF_DESC_WORDS,
     T_DISTANCE,
     T_INSIDE,
     T_KEPT,
@@ -84,10 +65,7 @@ from realalloc.mm.layout import (
     THREAD_SLOTS,
     THREAD_WORDS,
     THREADS,
-    WORD_BYTES,
-    ZONE_NORMAL,
 )
-from realalloc.mm.pages import kind_of
 from realalloc.mm.prim import (
     MEMBARRIER_PRIVATE_EXPEDITED,
     MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
@@ -95,7 +73,6 @@ from realalloc.mm.prim import (
     sched_yield,
     thread_watch,
 )
-from realalloc.mm.watermark import get_block_locked
 
 
 def barriers_work() -> bool:
@@ -261,7 +238,7 @@ def enter_near(words: Words, near: int) -> int:
 
 
 @kernel
-def _new_slot(words: Words, me: int) -> int:
+def new_slot(words: Words, me: int) -> int:
     """Give a thread the first free slot from its near place on; 0 if all are taken."""
     if words[H_NR_SLOTS] == THREAD_SLOTS:
         return 0
@@ -280,51 +257,6 @@ def _new_slot(words: Words, me: int) -> int:
     atomic_store(words, slot + T_KEY, me)
     thread_watch(me)
     return slot
-
-
-@kernel
-def clear_sheaves(words: Words, d: int) -> None:
-    """Leave a sheaf descriptor without sheaves: nothing can be popped or put."""
-    words[d + D_TOP] = H_ZERO
-    words[d + D_BASE] = H_ZERO + 1
-    words[d + D_PUT] = H_ZERO
-    words[d + D_PUT_BASE] = H_ZERO + 1
-    words[d + D_PUT_END] = H_ZERO
-    words[d + D_MAGIC] = 0
-
-
-@kernel
-def _take_record(words: Words) -> int:
-    record = words[H_IDLE_RECORDS]
-    if record != 0:
-        words[H_IDLE_RECORDS] = words[record + R_NEXT]
-        words[record + R_NEXT] = 0
-        return record
-    pfn = get_block_locked(words, ZONE_NORMAL, 0, KIND_RECORD, GFP_ZERO_BIT)  # a convenience: never of the reserve
-    if pfn < 0:
-        return NULL_RECORD
-    words[H_NR_RECORDS] += 1
-    record = pfn * PAGE_WORDS
-    for d in range(record, record + RECORD_WORDS, SHEAF_DESC_WORDS):
-        clear_sheaves(words, d)
-    return record
-
-
-@kernel
-def own_record_locked(words: Words) -> int:
-    """Return the calling thread's record, made if need be; NULL_RECORD if there is no slot or no page for it."""
-    me = thread_identity()
-    slot = own_slot(words, me)
-    if words[H_SHEAVES] == 0:
-        return NULL_RECORD
-    if slot == 0:
-        slot = _new_slot(words, me)
-        if slot == 0:
-            return NULL_RECORD
-    if words[slot + T_KEPT] == NULL_RECORD:
-        words[slot + T_KEPT] = _take_record(words)
-        atomic_store(words, slot + T_RECORD, words[slot + T_KEPT])
-    return words[slot + T_KEPT]
 
 
 @kernel
@@ -351,73 +283,6 @@ def let_in_locked(words: Words) -> None:
     for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
         if words[slot + T_KEY] != 0:
             atomic_store(words, slot + T_RECORD, words[slot + T_KEPT])
-
-
-@kernel
-def next_record(words: Words, before: int) -> int:
-    """Walk the records of all slots, then the idle ones: pass 0 first, then what came back; 0 at the end.
-
-    A place is named by its slot, or by the word index of an idle record, which is behind all slots.
-    """
-    at = before + THREAD_WORDS if before != 0 else THREADS
-    if before > NULL_RECORD:
-        return words[before + R_NEXT]
-    while at < NULL_RECORD:
-        if words[at + T_KEY] != 0:
-            return at
-        at += THREAD_WORDS
-    return words[H_IDLE_RECORDS]
-
-
-@kernel
-def record_at(words: Words, place: int) -> int:
-    """Return the record at a place that :func:`next_record` named."""
-    return words[place + T_KEPT] if place < NULL_RECORD else place
-
-
-@kernel
-def _is_record(words: Words, record: int) -> int:
-    return 1 if record % PAGE_WORDS == 0 and kind_of(words, record // PAGE_WORDS) == KIND_RECORD else 0
-
-
-@kernel
-def bad_records(words: Words) -> int:
-    """Tell whether slots or idle records lead to what is none, or there are others than H_NR_RECORDS: a walker asks first."""
-    count = 0
-    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
-        if words[slot + T_KEY] != 0 and words[slot + T_KEPT] != NULL_RECORD:
-            if _is_record(words, words[slot + T_KEPT]) == 0:
-                return 1
-            count += 1
-    record = words[H_IDLE_RECORDS]
-    while record != 0:
-        if _is_record(words, record) == 0 or count >= min(words[H_NR_RECORDS], words[H_END_PFN]):
-            return 1
-        count += 1
-        record = words[record + R_NEXT]
-    return 1 if count != words[H_NR_RECORDS] else 0
-
-
-@kernel
-def release_records_locked(words: Words) -> int:
-    """Give the pages of all records back; all threads are locked out and the records are empty. Return the pages."""
-    pages = 0
-    for slot in range(THREADS, THREADS + THREAD_SLOTS * THREAD_WORDS, THREAD_WORDS):
-        record = words[slot + T_KEPT]
-        if words[slot + T_KEY] != 0 and record != NULL_RECORD:
-            words[slot + T_KEPT] = NULL_RECORD
-            words[slot + T_RECORD] = NULL_RECORD
-            free_block_locked(words, record * WORD_BYTES >> PAGE_SHIFT)
-            pages += 1
-    record = words[H_IDLE_RECORDS]
-    while record != 0:
-        after = words[record + R_NEXT]
-        free_block_locked(words, record * WORD_BYTES >> PAGE_SHIFT)
-        record = after
-        pages += 1
-    words[H_IDLE_RECORDS] = 0
-    words[H_NR_RECORDS] -= pages
-    return pages
 
 
 @kernel

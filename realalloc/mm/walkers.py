@@ -39,6 +39,7 @@ from realalloc.mm.layout import (
     D_BASE,
     D_PUT,
     D_PUT_BASE,
+    D_PUT_END,
     D_TOP,
     EINVAL,
     H_END_PFN,
@@ -47,6 +48,7 @@ from realalloc.mm.layout import (
     KIND_SLAB,
     MAX_BARN_SHEAVES,
     MAX_MAX_ORDER,
+    MAX_SHEAF_OBJECTS,
     OK,
     PAGE_BYTES,
     PAGE_CONSTRUCTING,
@@ -64,20 +66,12 @@ from realalloc.mm.layout import (
     Z_START_PFN,
 )
 from realalloc.mm.pages import info_at, kind_of, links_at, order_at, page_at, pages_at, zone_at
-from realalloc.mm.sheaf import bad_sheaves
+from realalloc.mm.records import bad_records, next_record, record_at
+from realalloc.mm.sheaf import has_sheaves
 from realalloc.mm.slab import is_live_object, map_bit_of
-from realalloc.mm.slab_page import (
-    cache_of,
-    free_objects,
-    has_map,
-    is_listed,
-    map_at,
-    map_words_of,
-    objects_of,
-    pending_of,
-)
+from realalloc.mm.slab_map import cache_of, free_objects, has_map, map_at, map_words_of, objects_of, pending_of
+from realalloc.mm.slab_page import is_listed
 from realalloc.mm.stock import bad_stock, first_full
-from realalloc.mm.threads import bad_records, next_record, record_at
 
 LOOK = 0
 MARK = 1
@@ -94,6 +88,26 @@ def set_free_bit(words: Words, c: int, offset: int, free: int) -> int:
         return EINVAL
     words[where >> 6] ^= bit(where & 63)
     return OK
+
+
+@kernel
+def _bad_array(words: Words, base: int, top: int) -> int:
+    """Tell whether a sheaf of a descriptor is none, its top is outside, or the word below its first place is not 0."""
+    if is_sheaf(words, base - S_OBJECTS) == 0 or not base - 1 <= top < base + MAX_SHEAF_OBJECTS:
+        return 1
+    return 1 if words[base - 1] != 0 else 0
+
+
+@kernel
+def bad_sheaves(words: Words, d: int) -> int:
+    """Tell whether a descriptor breaks the first invariant, or leads to what is no sheaf."""
+    base = words[d + D_PUT_BASE]
+    if has_sheaves(words, d) == 0:
+        sound = words[d + D_TOP] == H_ZERO and words[d + D_PUT] == H_ZERO
+        return 0 if sound and words[d + D_BASE] == H_ZERO + 1 and base == H_ZERO + 1 else 1
+    if _bad_array(words, words[d + D_BASE], words[d + D_TOP]) == 1 or _bad_array(words, base, words[d + D_PUT]) == 1:
+        return 1
+    return 0 if words[d + D_PUT] <= words[d + D_PUT_END] < base + MAX_SHEAF_OBJECTS else 1
 
 
 @kernel

@@ -36,6 +36,7 @@ from support import JIT, PAGE, RawArena
 
 from realalloc.mm.atomic import atomic_load, compare_and_swap
 from realalloc.mm.buddy import alloc_block_locked, free_block_locked
+from realalloc.mm.drain import cached_objects
 from realalloc.mm.kmalloc import kfree, kfree_bulk, kmalloc
 from realalloc.mm.kmem_cache import (
     cache_create,
@@ -77,9 +78,8 @@ from realalloc.mm.objects import (
     kmem_cache_free_bulk,
 )
 from realalloc.mm.page_alloc import alloc_pages, free_pages
-from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.pcp_walkers import validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
-from realalloc.mm.sheaf import cached_objects
 
 SMALLEST = MIN_SHEAVES_PAGES * PAGE
 MAX_ORDER = 5

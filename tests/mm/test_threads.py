@@ -1,4 +1,4 @@
-"""Threads and their records: who gets a slot, what becomes of a record, and more threads than there are slots."""
+"""Threads: who gets a slot, what becomes of its record, and more threads than there are slots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ from realalloc.mm.kmem_cache import cache_destroy, validate_caches
 from realalloc.mm.layout import (
     BAD_SHEAF,
     EINVAL,
-    ENOMEM,
     H_BAD_FREES,
     H_FARTHEST,
     H_NR_RECORDS,
@@ -55,7 +54,7 @@ from realalloc.mm.layout import (
     THREADS,
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
-from realalloc.mm.pcp import validate_kept_blocks
+from realalloc.mm.pcp_walkers import validate_kept_blocks
 from realalloc.mm.reclaim import drain_locked, reclaim
 from realalloc.mm.thread_exit import thread_ends
 from realalloc.mm.threads import come_near, keep_slots
@@ -126,18 +125,6 @@ def test_a_slot_names_its_thread_and_a_record_that_is_a_page() -> None:
     assert slots(raw) == {}
     assert thread_ends(raw.words, me) == 0  # nothing is left to give up
     assert len(idle_records(raw)) == 1
-    raw.validate()
-    assert_pristine(raw)
-
-
-def test_many_short_lives_need_one_record() -> None:
-    raw = RawArena(SMALLEST, 4)
-    c = make_cache(raw)
-    for _ in range(40):
-        worker = Worker()
-        worker.do(touch, raw, c, 70)
-        worker.end(raw)
-        assert raw.words[H_NR_RECORDS] == 1
     raw.validate()
     assert_pristine(raw)
 
@@ -348,26 +335,6 @@ def test_the_walker_finds_slots_that_do_not_add_up(damage: int) -> None:
     raw.words[at] += 1
     assert validate_kept_blocks(raw.words) == BAD_SHEAF
     raw.words[at] -= 1
-    assert_pristine(raw)
-
-
-def test_a_slot_can_be_had_without_a_record_when_pages_have_run_out() -> None:
-    raw = RawArena(SMALLEST, 4)
-    live = []
-    while (offset := int(kmalloc(raw.words, 8192, 0))) > 0:
-        live.append(offset)
-    while (offset := int(kmalloc(raw.words, PAGE, 0))) > 0:
-        live.append(offset)
-    worker = Worker()
-    assert worker.do(kmalloc, raw.words, 64, 0) == ENOMEM
-    fields = slot_fields(raw, worker.identity) if worker.identity in slots(raw) else [0, NULL_RECORD, NULL_RECORD]
-    assert fields == [0, NULL_RECORD, NULL_RECORD]
-    raw.validate()
-    assert worker.do(kfree, raw.words, live.pop()) == 0
-    for offset in live:
-        assert worker.do(kfree, raw.words, offset) == 0
-    raw.validate()
-    worker.end(raw)
     assert_pristine(raw)
 
 

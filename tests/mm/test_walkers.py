@@ -20,6 +20,7 @@ from kernels import (
 )
 from support import MIB, PAGE, RawArena
 
+from realalloc.mm.drain import flush_barn_locked
 from realalloc.mm.kmalloc import kmalloc
 from realalloc.mm.kmem_cache import validate_cache, validate_caches
 from realalloc.mm.layout import (
@@ -63,7 +64,6 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.objects import kmem_cache_alloc, kmem_cache_free
 from realalloc.mm.page_alloc import alloc_pages
-from realalloc.mm.sheaf import flush_barn_locked
 from realalloc.mm.slab import is_live_object
 from realalloc.mm.walkers import next_slab, set_free_bit, validate_sheaves_locked
 
