@@ -4,6 +4,9 @@ The kernel keeps orders 0 to 3 and one huge order; here every order up to 2 MiB 
 three hundred pairs of kmalloc and kfree: the bytes of one sheaf are bounded, not the order. Small orders are refilled in
 batches by the kernel's formula; half of a full sheaf, the colder one, goes back at once.
 
+What is kept of one order serves no other: a buffer that grows by doubling would leave a block of each size behind. So a
+thread that would get fresh memory gives back all that it keeps, first (ADR 37): each page of that costs a fault, up to 6 us.
+
 A block in a sheaf is KIND_CACHED: allocated for the buddy, nobody's for everyone else, so a second free is refused exactly.
 Only its owner, or who has drained it, changes the kind: a plain store.
 Invariant: the KIND_CACHED blocks are those in the sheaves of index SHEAF_BLOCKS + order, each once.
@@ -12,6 +15,7 @@ Invariant, per slot: RECENT_PLACE is the place that RECENT_INFO names. Of which 
 
 from __future__ import annotations
 
+from realalloc.mm.atomic import thread_identity
 from realalloc.mm.bits import clz
 from realalloc.mm.buddy import free_block_locked
 from realalloc.mm.drain import take_sheaves_locked
@@ -23,8 +27,10 @@ from realalloc.mm.layout import (
     D_PUT_BASE,
     D_PUT_END,
     D_TOP,
+    DECAY,
     H_BLOCKS,
     H_END_PFN,
+    H_MAX_ORDER,
     KIND_CACHED,
     KIND_LARGE,
     MAX_BLOCK_SHEAF_BYTES,
@@ -40,14 +46,17 @@ from realalloc.mm.layout import (
     SHEAF_DESC_WORDS,
     SHEAF_SHIFT,
     SLAB_BYTES_SHIFT,
+    T_KEPT,
     T_RECENT,
     T_RECENT_INFO,
     T_RECENT_PLACE,
+    Y_NS,
     ZONE_MASK,
     ZONE_NORMAL,
     ZONE_SHIFT,
 )
-from realalloc.mm.pages import info_at
+from realalloc.mm.mobility import find_free
+from realalloc.mm.pages import count_resident, info_at
 from realalloc.mm.records import next_record, record_at
 from realalloc.mm.sheaf import (
     count_of,
@@ -59,7 +68,7 @@ from realalloc.mm.sheaf import (
     place_of,
     put,
 )
-from realalloc.mm.threads import enter, enter_near, leave, record_inside
+from realalloc.mm.threads import enter, enter_near, leave, own_slot, record_inside
 from realalloc.mm.watermark import get_block_locked, get_part_locked
 
 BATCH_ORDERS = 4  # orders below are refilled in batches (kernel: PAGE_ALLOC_COSTLY_ORDER)
@@ -231,11 +240,35 @@ def keep_block_locked(words: Words, pfn: int) -> int:
     return 1
 
 
+@kernel
+def _would_be_fresh(words: Words, order: int) -> int:
+    """Tell whether the buddy has only pages without memory for an order, and keeps the memory of what is freed."""
+    if order > words[H_MAX_ORDER] or words[DECAY + Y_NS] == 0:  # freed memory that goes back at once is no help
+        return 0
+    pfn = find_free(words, ZONE_NORMAL, order, 0)
+    return 1 if pfn == 0 or count_resident(words, pfn, pfn + (1 << order)) == 0 else 0
+
+
+@kernel
+def _release_own(words: Words) -> None:
+    """Return what the calling thread keeps to the buddy, where it merges, and is split, for other orders."""
+    slot = own_slot(words, thread_identity())
+    record = words[slot + T_KEPT] if slot != 0 else NULL_RECORD
+    for order in range(SHEAF_BLOCK_ORDERS if record != NULL_RECORD else 0):
+        d = record + _place(order)
+        _release(words, words[d + D_BASE], words[d + D_TOP] + 1)
+        _release(words, words[d + D_PUT_BASE], words[d + D_PUT] + 1)
+        words[d + D_TOP] = words[d + D_BASE] - 1
+        words[d + D_PUT] = words[d + D_PUT_BASE] - 1
+
+
 @entry
 def fetch_block_locked(words: Words, order: int, kind: int, gfp: int, asked: int) -> int:
     """Get a block of the normal zone for so many pages from the buddy, small orders with more for the calling thread to keep;
-    its pfn or ENOMEM. H_BLOCKS counts it.
+    its pfn or ENOMEM. H_BLOCKS counts it. Before fresh memory is taken, what the thread keeps of other orders is given back.
     """
+    if _would_be_fresh(words, order) == 1:
+        _release_own(words)
     pfn = get_part_locked(words, ZONE_NORMAL, order, kind, gfp, asked)
     if pfn < 0:
         return pfn

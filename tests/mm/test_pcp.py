@@ -26,6 +26,7 @@ from kernels import (
 )
 from support import JIT, MIB, PAGE, RawArena
 
+from realalloc.mm.decay import set_decay
 from realalloc.mm.drain import cached_objects
 from realalloc.mm.kmalloc import kfree, kfree_fast, kmalloc, kmalloc_fast, ksize
 from realalloc.mm.layout import (
@@ -37,6 +38,7 @@ from realalloc.mm.layout import (
     GFP_ZERO_BIT,
     H_BAD_FREES,
     H_BLOCKS,
+    H_COMMITTED_PAGES,
     H_NR_RECORDS,
     KIND_CACHED,
     KIND_LARGE,
@@ -199,6 +201,78 @@ def test_small_orders_are_refilled_in_batches_and_capacities_are_shares(size: in
     assert_pristine(raw)
 
 
+QUARTER = 1 << 8  # pages that a thread keeps in the tests that follow, of any order up to 8
+
+
+def written(raw: RawArena, order: int, count: int) -> list[int]:
+    blocks = [int(alloc_pages(raw.words, order, 0)) for _ in range(count)]
+    for pfn in blocks:
+        write(raw, pfn * PAGE, PAGE << order, pfn)
+    return blocks
+
+
+def keep(raw: RawArena, order: int) -> int:
+    """Have the calling thread keep blocks of an order, in an arena where all that is free is fresh; how many pages are not."""
+    for pfn in written(raw, order, QUARTER >> order):
+        assert free_pages(raw.words, pfn, order) == 0
+    assert len(kept_blocks(raw, order)) >= QUARTER >> order
+    return int(raw.words[H_COMMITTED_PAGES])
+
+
+@pytest.mark.parametrize(("order", "wanted"), [(3, 6), (4, 7), (4, 8), (6, 4), (7, 5), (8, 0), (8, 2), (3, 2), (3, 8)])
+def test_what_a_thread_keeps_serves_other_orders_before_fresh_memory_does(order: int, wanted: int) -> None:
+    raw = RawArena(256 * MIB, 10)
+    before = keep(raw, order)
+    got = written(raw, wanted, max(1, QUARTER // 2 >> wanted))
+    assert raw.words[H_COMMITTED_PAGES] == before
+    assert kept_blocks(raw, order) == []
+    assert raw.words[H_BLOCKS] == len(got) + len(kept_blocks(raw, wanted))
+    assert all(holds(raw, pfn * PAGE, PAGE << wanted, pfn) for pfn in got)
+    raw.validate()
+    for pfn in got:
+        assert free_pages(raw.words, pfn, wanted) == 0
+    assert_pristine(raw)
+
+
+def test_what_a_thread_keeps_stays_where_the_buddy_has_memory_that_was_used() -> None:
+    raw = RawArena(256 * MIB, 10)
+    used = [int(alloc_pages(raw.words, 10, 0))]  # no thread keeps blocks of that order
+    keep(raw, 4)
+    kept = kept_blocks(raw, 4)
+    assert free_pages(raw.words, used[0], 10) == 0
+    assert alloc_pages(raw.words, 10, 0) == used[0]
+    assert kept_blocks(raw, 4) == kept
+    assert free_pages(raw.words, used[0], 10) == 0
+    assert_pristine(raw)
+
+
+def test_fresh_memory_leaves_alone_what_other_threads_keep_and_a_request_that_cannot_be_served() -> None:
+    raw = RawArena(256 * MIB, 10)
+    other = Worker()
+    blocks = [int(other.do(alloc_pages, raw.words, 5, 0)) for _ in range(3)]
+    for pfn in blocks:
+        assert other.do(free_pages, raw.words, pfn, 5) == 0
+    mine = int(alloc_pages(raw.words, 6, 0))
+    assert kept_blocks(raw, 5) == sorted(blocks)
+    assert free_pages(raw.words, mine, 6) == 0
+    for order in (11, 18, 63):  # above the largest
+        assert alloc_pages(raw.words, order, 0) < 0
+    assert kept_blocks(raw, 6) == [mine]
+    other.end(raw)
+    assert_pristine(raw)
+
+
+def test_where_freed_memory_goes_back_at_once_what_is_kept_stays_kept() -> None:
+    raw = RawArena(256 * MIB, 10)
+    assert set_decay(raw.words, 0) == 0
+    keep(raw, 4)
+    kept = kept_blocks(raw, 4)
+    pfn = int(alloc_pages(raw.words, 7, 0))
+    assert kept_blocks(raw, 4) == kept
+    assert free_pages(raw.words, pfn, 7) == 0
+    assert_pristine(raw)
+
+
 @pytest.mark.parametrize("order", range(SHEAF_BLOCK_ORDERS + 1))
 def test_a_second_free_of_a_block_is_refused_exactly(order: int) -> None:
     raw = RawArena(256 * MIB, 10)
@@ -262,6 +336,9 @@ def test_runs_and_blocks_of_the_locked_zone_are_not_kept() -> None:
 def test_a_drain_gives_every_block_of_every_thread_back_to_the_buddy() -> None:
     raw = RawArena(64 * MIB, 10)
     threads = [Worker() for _ in range(3)]
+    used = [int(alloc_pages(raw.words, 10, 0)) for _ in range(12)]
+    for pfn in used:  # memory enough that was used: before fresh memory is taken, what is kept would serve
+        assert free_pages(raw.words, pfn, 10) == 0
     for order in range(SHEAF_BLOCK_ORDERS):
         for worker in threads:
             blocks = [int(worker.do(alloc_pages, raw.words, order, 0)) for _ in range(3)]
