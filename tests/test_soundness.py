@@ -8,11 +8,12 @@ import sys
 import damage
 import numpy as np
 import pytest
-from checks import some
+from checks import meanwhile, some
 from support import JIT
 
 import realalloc as ra
 from realalloc.mm import layout as at
+from realalloc.mm.header import is_whole
 from realalloc.soundness import check
 
 SEED = 20
@@ -62,6 +63,20 @@ def test_a_distance_that_was_never_given_out_is_not_read() -> None:
     words[at.KEPT_AT] = old
     check(words)
     arena.close()
+
+
+def test_a_header_is_whole_while_threads_are_at_work() -> None:
+    with ra.Arena("8MiB", lock="64KiB") as arena:
+
+        def work() -> None:
+            for n in (64, 3000, 9000, 70_000, 5 << 20):
+                arena.kmalloc(n).release()
+            arena.trim()
+
+        with meanwhile(work, 2):
+            assert [is_whole(arena.words) for _ in range(some(3000, 300))] == [True] * some(3000, 300)
+            for _ in range(some(20, 2)):
+                arena.validate()
 
 
 def test_each_face_looks_at_the_header_first() -> None:

@@ -41,10 +41,15 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.mempool import pool_alloc, pool_free
 from realalloc.mm.mempool_face import offer_locked, pool_injects
-from realalloc.mm.mempool_wait import begin_locked, begun_locked, nap_until, pool_claim, pool_wait_end
+from realalloc.mm.mempool_wait import (
+    end_queue,
+    nap_until,
+    queue_up,
+    status_of,
+)
 from realalloc.mm.prim import call_alloc_fn, call_free_fn, monotonic_ns
 from realalloc.mm.reserve import owes
-from realalloc.mm.waiters import account_locked, pool_out, request_of
+from realalloc.mm.waiters import account_locked, pool_out
 
 MAX_ELEMENT: Final = (1 << 62) - 1
 
@@ -156,17 +161,11 @@ def calls_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
     if element > 0 or timeout_ns == 0:
         return element
     deadline = monotonic_ns() + timeout_ns
-    lock(words)
-    node = begin_locked(words, p, 1, -1)
-    request = request_of(words, node) if node > 0 else 0
-    status = begun_locked(words, p, node) if node > 0 else ENOMEM
-    unlock(words)
-    if node <= 0:
+    request = queue_up(words, p)
+    if request < 0:
         return ENOMEM
+    status = status_of(words, request)
     while status == EBUSY:
         calls_serve(words, p, GFP_WAIT_BIT)
         status = nap_until(words, p, request, timeout_ns, deadline)
-    element = pool_claim(words, p, request) if status == OK else ENOMEM
-    if element < 0:
-        pool_wait_end(words, p, request)
-    return max(element, ENOMEM)
+    return end_queue(words, p, request, status)

@@ -121,6 +121,12 @@ def _state(words: Words, request: int) -> int:
 
 
 @kernel
+def status_of(words: Words, request: int) -> int:
+    """Tell whether a request is granted, OK, or not yet, EBUSY."""
+    return OK if _state(words, request) == NODE_GRANTED else EBUSY
+
+
+@kernel
 def _sleep(words: Words, request: int, timeout_ns: int) -> None:
     """Sleep while a request waits."""
     word = (request & NODE_MASK) + N_STATE
@@ -136,7 +142,7 @@ def pool_wait_sleep(words: Words, p: int, need: int, timeout_ns: int, out: Words
     status = pool_wait_begin(words, p, need, -1, out)
     if status == EBUSY:
         _sleep(words, out[0], timeout_ns)
-        status = OK if _state(words, out[0]) == NODE_GRANTED else EBUSY
+        status = status_of(words, out[0])
     return status
 
 
@@ -193,7 +199,7 @@ def pool_nap(words: Words, p: int, request: int, timeout_ns: int) -> int:
         _sleep(words, request, timeout_ns)
     if _state(words, request) == NODE_WAITING:
         pool_serve(words, p)
-    return OK if _state(words, request) == NODE_GRANTED else EBUSY
+    return status_of(words, request)
 
 
 @kernel
@@ -201,6 +207,28 @@ def nap_until(words: Words, p: int, request: int, timeout_ns: int, deadline: int
     """:func:`pool_nap` for what is left of a time, a slice at most (timeout < 0: always); ENOMEM if nothing is."""
     left = SLICE_NS if timeout_ns < 0 else min(SLICE_NS, deadline - monotonic_ns())
     return pool_nap(words, p, request, left) if left > 0 else ENOMEM
+
+
+@kernel
+def queue_up(words: Words, p: int) -> int:
+    """Queue a request of a thread for one element; return its name, or a status."""
+    lock(words)
+    node = begin_locked(words, p, 1, -1)
+    request = node
+    if node > 0:
+        request = request_of(words, node)
+        begun_locked(words, p, node)
+    unlock(words)
+    return request
+
+
+@kernel
+def end_queue(words: Words, p: int, request: int, status: int) -> int:
+    """Take the element that a request was granted, status OK, or give the request up; return the element or ENOMEM."""
+    element = pool_claim(words, p, request) if status == OK else ENOMEM
+    if element < 0:
+        pool_wait_end(words, p, request)
+    return max(element, ENOMEM)
 
 
 @entry
@@ -212,19 +240,13 @@ def pool_alloc_wait(words: Words, p: int, timeout_ns: int) -> int:
     if offset > 0 or timeout_ns == 0:
         return offset
     deadline = monotonic_ns() + timeout_ns
-    lock(words)
-    node = begin_locked(words, p, 1, -1)
-    request = request_of(words, node) if node > 0 else 0
-    status = begun_locked(words, p, node) if node > 0 else ENOMEM
-    unlock(words)
-    if node <= 0:
+    request = queue_up(words, p)
+    if request < 0:
         return ENOMEM
-    while status == EBUSY or status == EAGAIN:
+    status = status_of(words, request)
+    while status == EBUSY:
         status = nap_until(words, p, request, timeout_ns, deadline)
-    offset = pool_claim(words, p, request) if status == OK else ENOMEM
-    if offset < 0:
-        pool_wait_end(words, p, request)
-    return max(offset, ENOMEM)
+    return end_queue(words, p, request, status)
 
 
 @entry
