@@ -112,7 +112,7 @@ def _counts_are_within(words: Words) -> bool:
         and 0 <= words[H_FARTHEST] < THREAD_SLOTS
         and words[H_LOCK] >= 0
         and 0 <= words[H_INSIDE] <= 1
-        and bool(((inside == 0) | (inside == 1)).all())
+        and not (inside & ~1).any()  # each is looked at once: it comes and goes
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numba
 import pytest
+from checks import meanwhile, some
 from support import MIB, RawArena
 
 from realalloc.mm import layout as at
+from realalloc.mm.atomic import atomic_store
 from realalloc.mm.header import is_whole
 from realalloc.mm.kmalloc import kmalloc, vmalloc
 
@@ -19,6 +22,20 @@ def test_a_fresh_header_is_whole_and_stays_so(size: int, max_order: int, dma: in
     kmalloc(raw.words, 3000, 0)
     vmalloc(raw.words, 30_000, 0)
     assert is_whole(raw.words)
+
+
+@numba.njit(nogil=True)
+def come_and_go(words, times):
+    for k in range(times):
+        for slot in range(at.THREAD_SLOTS):
+            atomic_store(words, at.THREADS + slot * at.THREAD_WORDS + at.T_INSIDE, k & 1)
+
+
+def test_it_is_whole_while_threads_are_at_their_sheaves() -> None:
+    raw = RawArena(MIB, 4)
+    come_and_go(raw.words, 2)
+    with meanwhile(lambda: come_and_go(raw.words, some(1_000_000, 100))):
+        assert all(is_whole(raw.words) for _ in range(some(5000, 30)))
 
 
 TABLES = [
