@@ -66,7 +66,7 @@ def test_a_distance_that_was_never_given_out_is_not_read() -> None:
 
 
 def test_a_header_is_whole_while_threads_are_at_work() -> None:
-    with ra.Arena("8MiB", lock="64KiB") as arena:
+    with ra.Arena("32MiB", lock="64KiB") as arena:
 
         def work() -> None:
             for n in (64, 3000, 9000, 70_000, 5 << 20):
