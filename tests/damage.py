@@ -20,6 +20,7 @@ import numpy as np
 
 import realalloc as ra
 from realalloc.mm import layout as at
+from realalloc.mm.drain import flush_barn_locked
 from realalloc.mm.mempool_wait import pool_wait_begin
 
 MIB = 1 << 20
@@ -30,19 +31,19 @@ WORD = 1 << 64
 
 def lived_in() -> tuple[ra.Arena, list[Any], list[Callable[[], None]]]:
     """Make an arena with something of every kind; what keeps it so; the walkers of single things."""
-    arena = ra.Arena(6 * MIB, max_order=6, lock=256 << 10, decay=None)
+    arena = ra.Arena(16 * MIB, max_order=6, lock=256 << 10, decay=None)
     plain = [arena.kmalloc(n) for n in (8, 24, 100, 700, 3000, 8192, 20_000, 100_000) for _ in range(9)]
     kept: list[Any] = plain[::2]
     del plain
     cache = arena.kmem_cache("tiny", 8)
     kept.append([cache.alloc() for _ in range(1200)])
     busy = arena.kmem_cache("busy", 48)
-    objects = [busy.alloc() for _ in range(1200)]
-    kept.append(objects[1100:])
-    del objects
     built = arena.kmem_cache("built", 300, ctor=lambda view: None)
     kept.append(built.alloc())
-    kept += [arena.vmalloc(n) for n in (5000, 5 * at.PAGE_BYTES, 70_000)]
+    areas = [arena.vmalloc(n) for n in (5000, 5 * at.PAGE_BYTES, 70_000, 80_000)]
+    kept += areas[1::2]
+    del areas
+    arena.trim()  # an area whose addresses are free
     arena.vfree(arena.vmalloc(200_000))
     kept.append(arena.kmalloc(100, gfp=ra.GFP_KERNEL | ra.GFP_DMA))
     budget = arena.budget("all", limit="4MiB")
@@ -54,6 +55,12 @@ def lived_in() -> tuple[ra.Arena, list[Any], list[Callable[[], None]]]:
     request = np.zeros(1, np.int64)
     for _ in range(16):  # more than the descriptor has nodes for
         pool_wait_begin(arena.words, pools[1].at, 1, -1, request)
+    objects = [busy.alloc() for _ in range(2500)]
+    kept.append(objects[2200:])
+    del objects  # into sheaves, stock, barn and slabs
+    kept.append([busy.alloc() for _ in range(300)])  # and some sheaves are empty now
+    del kept[-1][100:]
+    flush_barn_locked(arena.words, busy.at, 2)
     worker = threading.Thread(target=lambda: kept.append([arena.kmalloc(n) for n in (64, 64, 5000, 20_000)]))
     worker.start()
     worker.join()
