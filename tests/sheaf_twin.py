@@ -21,6 +21,7 @@ from support import PAGE, RawArena
 from realalloc.mm.kmem_cache import cache_drain
 from realalloc.mm.layout import (
     BARN_SHARE_SHIFT,
+    C_FREES,
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_SHEAF_CAPACITY,
@@ -38,7 +39,7 @@ from realalloc.mm.sheaf import FEW_SHIFT
 
 
 def barn_room(raw: RawArena, c: int) -> int:
-    """Sheaves that a barn keeps, by the bytes of their objects."""
+    """Sheaves that a barn keeps at most, by the bytes of their objects."""
     most = max(MAX_BARN_BYTES, SMALL_BARN_BYTES // field(raw, c, C_STRIDE_BYTES))
     nbytes = min(most, raw.plan.end_pfn * PAGE >> BARN_SHARE_SHIFT)
     full = field(raw, c, C_SHEAF_CAPACITY) * field(raw, c, C_STRIDE_BYTES)
@@ -56,6 +57,7 @@ class Twin:
         self.main: list[int] = []
         self.spare: list[int] = []
         self.barn: list[list[int]] = []
+        self.spares = 0  # empty sheaves of the barn
         self.stock_room = stock_room(raw, c)
         self.stock: list[list[int]] = []
         self.empties = 0  # in stock
@@ -70,11 +72,15 @@ class Twin:
             self.empties += 1
         elif not self.main and self.barn:
             self.main = self.barn.pop(0)
+            self.spares = min(self.spares + 1, self.room)
         elif not self.main:  # from the slabs: which objects is their business
             self.main = [*main_sheaf(self.raw, own(self.raw, self.c)), offset]
             most = min(self.capacity, max(MAX_FILL_BYTES // field(self.raw, self.c, C_STRIDE_BYTES), MIN_SHEAF_OBJECTS))
             assert 1 <= len(self.main) <= ((most + 1) // 2 if self.spare else most)
             assert not set(self.main) & set(self.live)
+            grown = self.spares - MIN_BARN_SHEAVES
+            if 0 <= grown < field(self.raw, self.c, C_FREES) / self.capacity and self.spares < self.room:
+                self.spares += 1
         assert offset == self.main.pop()
         self.live.append(offset)
 
@@ -85,10 +91,12 @@ class Twin:
             if not self.main:
                 self.main, self.spare = self.spare, []
             elif self.empties or len(self.stock) < self.stock_room:
+                self.spares = max(self.spares - 1, 0) if self.empties == 0 else self.spares
                 self.empties = max(self.empties - 1, 0)
                 self.stock.insert(0, self.spare)
                 self.spare = []
-            elif len(self.barn) < self.room:
+            elif len(self.barn) < self.room and (self.spares or len(self.barn) < MIN_BARN_SHEAVES):
+                self.spares = max(self.spares - 1, 0)
                 self.barn.insert(0, self.spare)
                 self.spare = []
             else:
@@ -98,6 +106,7 @@ class Twin:
     def drain(self) -> None:
         assert cache_drain(self.raw.words, self.c) == 0
         self.main, self.spare, self.barn, self.stock, self.empties = [], [], [], [], 0
+        self.spares = 0
 
     @property
     def level(self) -> tuple[int, int, int]:
@@ -112,4 +121,4 @@ class Twin:
         assert len({*kept, *self.live}) == len(kept) + len(self.live) == used(raw, c)
         assert cached(raw, c) == len(kept)
         assert field(raw, c, C_NR_BARN_FULL) == len(self.barn)
-        assert 0 <= field(raw, c, C_NR_BARN_EMPTY) <= self.room
+        assert field(raw, c, C_NR_BARN_EMPTY) == self.spares <= self.room

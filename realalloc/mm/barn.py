@@ -3,6 +3,10 @@
 Full sheaves go from threads that free to threads that take, without a look at a slab. Lists are linked by S_NEXT, under
 the arena lock.
 
+Room grows with use: a barn keeps as many full sheaves as it has sheaves. Ten there are for the asking; one more comes each
+time that objects have to be taken from slabs, until it has one for each sheaf full that was returned to them. So who frees
+all that it has, once, makes no sheaves for it, an eighth of the bytes of small objects, and its slabs serve others (ADR 38).
+
 Invariant, per cache: C_NR_BARN_FULL and C_NR_BARN_EMPTY count the lists; S_COUNT of a sheaf on the second is 0.
 """
 
@@ -13,7 +17,9 @@ from realalloc.mm.layout import (
     BARN_SHARE_SHIFT,
     C_BARN_EMPTY,
     C_FLAGS,
+    C_FREES,
     C_NR_BARN_EMPTY,
+    C_NR_BARN_FULL,
     C_SHEAF_CAPACITY,
     C_STRIDE_BYTES,
     CF_LEAN,
@@ -111,3 +117,27 @@ def get_empty(words: Words, c: int) -> int:
     """Return an empty sheaf of the barn, or a new one; 0 if there is no memory."""
     sheaf = barn_get(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY)
     return sheaf if sheaf != 0 else new_sheaf_locked(words)
+
+
+@kernel
+def get_room(words: Words, c: int) -> int:
+    """Return an empty sheaf in exchange for a full one that the barn is to keep; 0 if it has no room for that.
+
+    It has room for as many sheaves as it has, full and empty ones, or for MIN_BARN_SHEAVES.
+    """
+    if barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 0:
+        return 0
+    sheaf = barn_get(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY)
+    return new_sheaf_locked(words) if sheaf == 0 and words[c + C_NR_BARN_FULL] < MIN_BARN_SHEAVES else sheaf
+
+
+@kernel
+def widen_barn_locked(words: Words, c: int) -> None:
+    """Hear that slabs had to be asked: of what was ever returned to them, more could have been kept with more room."""
+    sheaves = words[c + C_NR_BARN_FULL] + words[c + C_NR_BARN_EMPTY]
+    grown = sheaves - MIN_BARN_SHEAVES  # below that there is room for the asking
+    if grown < 0 or words[c + C_FREES] <= grown * words[c + C_SHEAF_CAPACITY] or barn_has_room(words, c, sheaves) == 0:
+        return
+    sheaf = new_sheaf_locked(words)
+    if sheaf != 0:
+        barn_put(words, c + C_BARN_EMPTY, c + C_NR_BARN_EMPTY, sheaf)

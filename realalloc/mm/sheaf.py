@@ -26,12 +26,13 @@ from typing import Final
 from realalloc.mm.atomic import prefetch_for_write
 from realalloc.mm.barn import (
     barn_get,
-    barn_has_room,
     barn_put,
     free_sheaf_locked,
     get_empty,
+    get_room,
     new_sheaf_locked,
     put_empty,
+    widen_barn_locked,
 )
 from realalloc.mm.bits import product_of_one
 from realalloc.mm.jit import Words, entry, kernel
@@ -300,6 +301,7 @@ def refill_sheaf_locked(words: Words, c: int, d: int, gfp: int) -> int:
             put_empty(words, c, emptied)
         else:
             _fill_main(words, c, d, gfp)
+            widen_barn_locked(words, c)
         if count_of(words, d) == 0 and count_put(words, d) > 0:
             exchange(words, d)
     return count_of(words, d)
@@ -322,8 +324,7 @@ def make_room_locked(words: Words, c: int, d: int) -> int:
     if words[d + D_PUT] != words[d + D_PUT_END]:
         return 1
     in_stock = stock_may_grow(words, c, d)
-    has_room = 1 if in_stock == 1 or barn_has_room(words, c, words[c + C_NR_BARN_FULL]) == 1 else 0
-    empty = get_empty(words, c) if has_room == 1 else 0
+    empty = get_empty(words, c) if in_stock == 1 else get_room(words, c)
     if empty == 0:
         flush_locked(words, c, words[d + D_PUT_BASE], count_put(words, d))
         words[d + D_PUT] = words[d + D_PUT_BASE] - 1

@@ -15,13 +15,16 @@ from realalloc.mm.barn import (
     barn_put,
     free_sheaf_locked,
     get_empty,
+    get_room,
     new_sheaf_locked,
     put_empty,
+    widen_barn_locked,
 )
 from realalloc.mm.layout import (
     C_BARN_EMPTY,
     C_BARN_FULL,
     C_FLAGS,
+    C_FREES,
     C_NR_BARN_EMPTY,
     C_NR_BARN_FULL,
     C_SHEAF_CAPACITY,
@@ -34,7 +37,7 @@ from realalloc.mm.layout import (
 )
 from realalloc.mm.page_alloc import alloc_pages
 
-PUT, GET, ROOM, PUT_EMPTY, GET_EMPTY, NEW, FREE = range(7)
+PUT, GET, ROOM, PUT_EMPTY, GET_EMPTY, NEW, FREE, GET_ROOM, WIDEN = range(9)
 SIZES = (8, 64, 256, 1024, 4096, 8192)
 
 
@@ -55,6 +58,11 @@ def _do(words, what, c, head, count, sheaf):
         return 0
     if what == GET_EMPTY:
         return get_empty(words, c)
+    if what == GET_ROOM:
+        return get_room(words, c)
+    if what == WIDEN:
+        widen_barn_locked(words, c)
+        return 0
     if what == NEW:
         return new_sheaf_locked(words)
     free_sheaf_locked(words, sheaf)
@@ -142,6 +150,45 @@ def test_empty_sheaves_beyond_the_room_go_back(large: RawArena, size: int) -> No
     large.validate()
 
 
+def counts(raw: RawArena, c: int) -> tuple[int, int]:
+    return field(raw, c, C_NR_BARN_FULL), field(raw, c, C_NR_BARN_EMPTY)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_barn_keeps_ten_for_the_asking_and_more_as_often_as_slabs_are_asked_for_what_went_there(size: int) -> None:
+    raw = RawArena(64 * MIB, 10)
+    c = class_cache(raw, size)
+    room, capacity = do(raw, ROOM, c), field(raw, c, C_SHEAF_CAPACITY)
+    do(raw, WIDEN, c)
+    assert counts(raw, c) == (0, 0)  # nothing was returned
+    while (sheaf := do(raw, GET_ROOM, c)) != 0:
+        do(raw, PUT, c, sheaf, full=True)
+    least = min(room, 10)
+    assert counts(raw, c) == (least, 0)
+    went = 7
+    raw.words[c + C_FREES] += went * capacity  # seven sheaves full, whichever they were
+    for turn in range(1, 12):
+        do(raw, WIDEN, c)
+        assert counts(raw, c) == (least, min(room - least, went, turn))
+    more = counts(raw, c)[1]
+    for turn in range(more):
+        sheaf = do(raw, GET_ROOM, c)
+        assert sheaf != 0
+        do(raw, PUT, c, sheaf, full=True)
+        assert counts(raw, c) == (least + turn + 1, more - turn - 1)
+    assert do(raw, GET_ROOM, c) == 0
+    raw.words[c + C_FREES] += 1 << 20
+    for _ in range(room + 3):
+        do(raw, WIDEN, c)
+    assert counts(raw, c) == (least + more, max(0, room - least - more))  # no more than room for all
+    raw.words[c + C_FREES] = 0
+    for full in (True, False):
+        while (sheaf := do(raw, GET, c, full=full)) != 0:
+            do(raw, FREE, c, sheaf)
+    assert sheaves_out(raw) == 0
+    raw.validate()
+
+
 def test_a_new_sheaf_is_empty_whatever_was_there(large: RawArena) -> None:
     c = class_cache(large, 8)
     sheaf = do(large, NEW, c)
@@ -166,7 +213,11 @@ def test_without_memory_there_is_none_and_the_barn_is_as_it_was() -> None:
     before = sheaves_out(raw)
     assert before == len(kept) > 2
     assert do(raw, NEW, c) == 0
+    raw.words[c + C_FREES] += 1 << 20
+    do(raw, WIDEN, c)
+    raw.words[c + C_FREES] -= 1 << 20
     assert [do(raw, GET_EMPTY, c) for _ in range(3)] == [kept[1], kept[0], 0]
+    assert do(raw, GET_ROOM, c) == 0
     assert sheaves_out(raw) == before and field(raw, c, C_NR_BARN_EMPTY) == 0
     for sheaf in kept:
         do(raw, FREE, c, sheaf)

@@ -129,9 +129,10 @@ def test_what_threads_keep_goes_back_too() -> None:
 
 def test_a_barn_of_many_sheaves_goes_back_with_the_rest() -> None:
     it = Served(64 * MIB)
-    offsets = [int(kmalloc(it.raw.words, 16, 0)) for _ in range(40 * DRAIN_SHEAVES * MAX_SHEAF_OBJECTS // 10)]
-    for offset in offsets:
-        assert kfree(it.raw.words, offset) == 0
+    for _ in range(2):  # asked for again: a barn's room grows with use
+        offsets = [int(kmalloc(it.raw.words, 16, 0)) for _ in range(40 * DRAIN_SHEAVES * MAX_SHEAF_OBJECTS // 10)]
+        for offset in offsets:
+            assert kfree(it.raw.words, offset) == 0
     assert field(it.raw, class_cache(it.raw, 16), C_NR_BARN_FULL) > 2 * DRAIN_SHEAVES
     it.run(DECAY_EPOCHS // 2 + 2)
     assert field(it.raw, class_cache(it.raw, 16), C_NR_BARN_FULL) == 0
