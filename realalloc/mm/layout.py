@@ -243,9 +243,7 @@ S_OBJECTS: Final = 4
 SHEAF_BYTES: Final = 512
 SHEAF_WORDS: Final = SHEAF_BYTES // WORD_BYTES
 MAX_SHEAF_OBJECTS: Final = SHEAF_WORDS - S_OBJECTS
-MAX_STOCK_BYTES: Final = (
-    1 << 17
-)  # memory of the objects in the full sheaves of a stock: one sheaf of the largest objects
+MAX_STOCK_BYTES: Final = 1 << 17  # memory of the objects in the full sheaves of a stock: one sheaf of the largest ones
 MAX_STOCK_SHEAVES: Final = 16
 STOCK_SHIFT: Final = 32
 STOCK_MASK: Final = (1 << 32) - 1

@@ -76,7 +76,7 @@ BLOCK_INFO_MASK = (1 << PENDING_SHIFT) - 1  # kind, order and zone, without the 
 
 
 @kernel
-def _place(order: int) -> int:
+def block_place(order: int) -> int:
     """Return where a record has the descriptor for an order."""
     return (SHEAF_BLOCKS + order) * SHEAF_DESC_WORDS
 
@@ -116,7 +116,7 @@ def _take(words: Words, slot: int, order: int, kind: int) -> int:
     ones the one that was freed last comes first, as it is in the caches: two blocks of 1 MiB that take turns made ``a * 2``
     8 us slower than one.
     """
-    d = record_inside(words, slot) + _place(order)
+    d = record_inside(words, slot) + block_place(order)
     at = d + D_TOP
     if order >= BATCH_ORDERS and words[words[d + D_PUT]] != 0:
         at = d + D_PUT
@@ -132,7 +132,7 @@ def _take(words: Words, slot: int, order: int, kind: int) -> int:
         words[info_at(pfn)] = block_info(order, kind)
         if kind == KIND_LARGE:
             words[slot + T_RECENT_INFO] = block_info(order, kind)
-            words[slot + T_RECENT_PLACE] = _place(order)
+            words[slot + T_RECENT_PLACE] = block_place(order)
             words[slot + T_RECENT] = pfn << PAGE_SHIFT
     leave(words, slot)
     return pfn
@@ -188,7 +188,7 @@ def push_block(words: Words, pfn: int) -> int:
     slot = enter(words)
     if slot == 0:
         return 0
-    d = record_inside(words, slot) + _place(order)
+    d = record_inside(words, slot) + block_place(order)
     exchange_for_room(words, d)
     done = put(words, d, pfn << PAGE_SHIFT)
     if done == 1:
@@ -208,7 +208,7 @@ def _release(words: Words, begin: int, end: int) -> None:
 @kernel
 def _own_sheaf(words: Words, order: int, capacity: int) -> int:
     """Return the calling thread's descriptor for an order, with sheaves; 0 if there are none to be had."""
-    d = own_sheaf_locked(words, _place(order))
+    d = own_sheaf_locked(words, block_place(order))
     if d == 0 or give_sheaves_locked(words, d, capacity) == 0:
         return 0
     return d
@@ -255,7 +255,7 @@ def _release_own(words: Words) -> None:
     slot = own_slot(words, thread_identity())
     record = words[slot + T_KEPT] if slot != 0 else NULL_RECORD
     for order in range(SHEAF_BLOCK_ORDERS if record != NULL_RECORD else 0):
-        d = record + _place(order)
+        d = record + block_place(order)
         _release(words, words[d + D_BASE], words[d + D_TOP] + 1)
         _release(words, words[d + D_PUT_BASE], words[d + D_PUT] + 1)
         words[d + D_TOP] = words[d + D_BASE] - 1
@@ -295,7 +295,7 @@ def drain_blocks_locked(words: Words) -> int:
     place = next_record(words, 0)
     while place != 0:
         for order in range(SHEAF_BLOCK_ORDERS if record_at(words, place) != NULL_RECORD else 0):
-            d = record_at(words, place) + _place(order)
+            d = record_at(words, place) + block_place(order)
             count += count_of(words, d) + count_put(words, d)
             _release(words, words[d + D_BASE], words[d + D_TOP] + 1)
             _release(words, words[d + D_PUT_BASE], words[d + D_PUT] + 1)

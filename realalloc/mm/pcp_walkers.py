@@ -21,8 +21,6 @@ from realalloc.mm.layout import (
     PAGE_MARKED,
     PAGE_SHIFT,
     SHEAF_BLOCK_ORDERS,
-    SHEAF_BLOCKS,
-    SHEAF_DESC_WORDS,
     T_RECENT_INFO,
     T_RECENT_PLACE,
     THREAD_SLOTS,
@@ -33,6 +31,7 @@ from realalloc.mm.layout import (
     ZONE_NORMAL,
 )
 from realalloc.mm.pages import info_at, kind_of, order_at, pages_at, zone_at
+from realalloc.mm.pcp import block_place
 from realalloc.mm.records import bad_records, next_record, record_at
 from realalloc.mm.sheaf import count_of, count_put, place_of
 from realalloc.mm.threads import bad_slots, let_in_locked, lock_out_locked
@@ -61,7 +60,7 @@ def _mark_all(words: Words) -> int:
     place = next_record(words, 0)
     while place != 0:
         for order in range(SHEAF_BLOCK_ORDERS):
-            d = record_at(words, place) + (SHEAF_BLOCKS + order) * SHEAF_DESC_WORDS
+            d = record_at(words, place) + block_place(order)
             if bad_sheaves(words, d) == 1:
                 wrong += 1
             else:

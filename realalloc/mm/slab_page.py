@@ -81,9 +81,8 @@ def is_listed(words: Words, c: int, pfn: int) -> int:
     """
     if words[page_at(words, pfn) + PG_LINK] != 0:
         return 1
-    return (
-        1 if first(words, c + C_PARTIAL) == pfn or first(words, c + C_EMPTY) == pfn else 0
-    )  # the only one has no link
+    alone = first(words, c + C_PARTIAL) == pfn or first(words, c + C_EMPTY) == pfn  # the only one of a list has no link
+    return 1 if alone else 0
 
 
 @kernel
